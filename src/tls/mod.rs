@@ -1,1 +1,5 @@
-//! rustls configuration and policies; the only place that names rustls.
+//! rustls configuration and policies, and streams that may be encrypted; the only place that names rustls.
+
+mod stream;
+
+pub use stream::{Stream, TlsAcceptor, TlsConnector};

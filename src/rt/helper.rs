@@ -1,0 +1,87 @@
+//! Helper threads for work that would hold up an executor: password hashing, blocking file operations.
+
+use super::channel::oneshot;
+use crossbeam::channel::{Sender, TrySendError, bounded};
+use std::io;
+use std::panic::AssertUnwindSafe;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A few plain threads behind one bounded queue. Cloning shares it; the threads end when the last clone is dropped.
+#[derive(Clone)]
+pub struct HelperPool {
+    name: &'static str,
+    queue: Sender<Work>,
+}
+
+/// Why helper work gave no result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HelperError {
+    /// The queue is full: too much of this work is waiting; nothing was done.
+    #[error("too much work is waiting")]
+    Full,
+    /// The work panicked (logged and counted).
+    #[error("the work failed inside")]
+    Panicked,
+}
+
+impl HelperPool {
+    /// Starts `threads` threads that share a queue of at most `queue_len` waiting jobs.
+    pub fn new(name: &'static str, threads: usize, queue_len: usize) -> io::Result<HelperPool> {
+        let (queue, work) = bounded::<Work>(queue_len);
+        for _ in 0..threads {
+            let work = work.clone();
+            super::thread(name, move || {
+                for job in work {
+                    if let Err(payload) = std::panic::catch_unwind(AssertUnwindSafe(job)) {
+                        super::task::note_panic("helper job", &*payload);
+                    }
+                }
+            })?;
+        }
+        Ok(HelperPool { name, queue })
+    }
+
+    /// Runs the work on one of the threads. Dropping the future does not stop the work.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, HelperError> {
+        let (sender, receiver) = oneshot();
+        self.submit(move || sender.send(work()))?;
+        receiver.await.ok_or(HelperError::Panicked)
+    }
+
+    /// Runs the work on one of the threads; nobody waits for it.
+    pub fn submit(&self, work: impl FnOnce() + Send + 'static) -> Result<(), HelperError> {
+        self.queue.try_send(Box::new(work)).map_err(|error| match error {
+            TrySendError::Full(_) => HelperError::Full,
+            TrySendError::Disconnected(_) => HelperError::Panicked,
+        })
+    }
+
+    /// Jobs that wait for a thread.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+impl std::fmt::Debug for HelperPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HelperPool({}, {} waiting)", self.name, self.queue.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::run_to_end;
+
+    #[test]
+    fn results_come_back_and_a_panic_is_an_error() {
+        let pool = HelperPool::new("test", 2, 16).unwrap();
+        run_to_end("test", || async {
+            assert_eq!(pool.run(|| 6 * 7).await, Ok(42));
+            assert_eq!(pool.run(|| -> u8 { panic!("bad job") }).await, Err(HelperError::Panicked));
+            assert_eq!(pool.run(|| 1).await, Ok(1));
+        })
+        .unwrap();
+    }
+}

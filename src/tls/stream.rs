@@ -1,0 +1,133 @@
+//! A TCP connection that may have become a TLS connection.
+
+use crate::rt::TcpStream;
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+pub use futures_rustls::{TlsAcceptor, TlsConnector};
+use futures_rustls::{client, server};
+use rustls_pki_types::ServerName;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// A connection of the current executor, in plain text or under TLS.
+pub struct Stream(Kind);
+
+enum Kind {
+    Plain(TcpStream),
+    Server(Box<server::TlsStream<TcpStream>>),
+    Client(Box<client::TlsStream<TcpStream>>),
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Stream(Kind::Plain(stream))
+    }
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match &self.0 {
+            Kind::Plain(stream) => stream,
+            Kind::Server(stream) => stream.get_ref().0,
+            Kind::Client(stream) => stream.get_ref().0,
+        }
+    }
+
+    /// Reads what is there, at least one octet; 0 is the end of the peer's data. Under TLS an end without
+    /// close_notify is an error of kind `UnexpectedEof`.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Kind::Plain(stream) => stream.read(buffer).await,
+            Kind::Server(stream) => stream.read(buffer).await,
+            Kind::Client(stream) => stream.read(buffer).await,
+        }
+    }
+
+    /// Writes all of it.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Kind::Plain(stream) => stream.write_all(bytes).await,
+            Kind::Server(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+            Kind::Client(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+        }
+    }
+
+    /// See [`TcpStream::set_deadline`].
+    pub fn set_deadline(&self, at: Instant) {
+        self.tcp().set_deadline(at);
+    }
+
+    /// The deadline has passed.
+    pub fn timed_out(&self) -> bool {
+        self.tcp().timed_out()
+    }
+
+    /// The far side's address.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.tcp().peer_addr()
+    }
+
+    /// Our address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.tcp().local_addr()
+    }
+
+    /// Says goodbye: close_notify under TLS, then the end of our data.
+    pub async fn close(mut self) -> io::Result<()> {
+        match &mut self.0 {
+            Kind::Plain(stream) => stream.close().await,
+            Kind::Server(stream) => stream.close().await,
+            Kind::Client(stream) => stream.close().await,
+        }
+    }
+
+    /// TLS handshake as a server. The caller has thrown away every octet that it had read ahead. The stream's
+    /// deadline bounds the handshake.
+    pub async fn start_tls_server(self, acceptor: &TlsAcceptor) -> io::Result<Stream> {
+        match self.0 {
+            Kind::Plain(stream) => Ok(Stream(Kind::Server(Box::new(acceptor.accept(stream).await?)))),
+            Kind::Server(_) | Kind::Client(_) => Err(already()),
+        }
+    }
+
+    /// TLS handshake as a client that asks for `name` (a host name or an address).
+    pub async fn start_tls_client(self, connector: &TlsConnector, name: &str) -> io::Result<Stream> {
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a name that TLS can ask for"))?;
+        match self.0 {
+            Kind::Plain(stream) => Ok(Stream(Kind::Client(Box::new(connector.connect(name, stream).await?)))),
+            Kind::Server(_) | Kind::Client(_) => Err(already()),
+        }
+    }
+
+    /// Version and cipher suite, e.g. `TLSv1.3 TLS13_AES_256_GCM_SHA384`; `None` in plain text.
+    pub fn tls_info(&self) -> Option<String> {
+        let (version, suite) = match &self.0 {
+            Kind::Plain(_) => return None,
+            Kind::Server(stream) => {
+                let connection = stream.get_ref().1;
+                (connection.protocol_version(), connection.negotiated_cipher_suite())
+            }
+            Kind::Client(stream) => {
+                let connection = stream.get_ref().1;
+                (connection.protocol_version(), connection.negotiated_cipher_suite())
+            }
+        };
+        let version = match version? {
+            rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
+            rustls::ProtocolVersion::TLSv1_3 => "TLSv1.3",
+            _ => "TLS",
+        };
+        Some(format!("{version} {:?}", suite?.suite()))
+    }
+}
+
+fn already() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "TLS is already in use")
+}
