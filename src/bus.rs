@@ -50,6 +50,9 @@ pub struct AcceptedMessage {
     pub arrival_ms: u64,
     /// Octets of trace prefix and body together.
     pub size: u64,
+    /// Slots of 64 octets that the record takes in its segment, padding included; the journal adds them up to know
+    /// which part of a segment the scheduler has heard of (`Committed::accepted` fills it in).
+    pub record_slots: u32,
     /// The reverse-path is null: no DSN ever.
     pub null_reverse_path: bool,
     /// MT-PRIORITY, -9 to 9.
