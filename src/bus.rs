@@ -33,17 +33,6 @@ pub enum ToScheduler {
         /// The new message, which was also announced by `Accepted`; `Err` carries the reason.
         result: Result<QueueId, String>,
     },
-    /// A shard will never append to this segment again. Only then can the scheduler know that no announcement of a message
-    /// in it is still on its way, so only then it may answer `ToShard::FreeSegment`. Not sent for segments that
-    /// survived a restart: their messages are all known from the start.
-    SegmentSealed {
-        /// Its number.
-        segment: u64,
-        /// Messages that were ever announced by `Accepted` with a location in it; 0 frees it at once.
-        messages: u64,
-        /// The shard that is told when it is free.
-        shard: usize,
-    },
     /// A question or an order of an operator (through the admin HTTP server or a signal).
     Admin(AdminRequest),
     /// Stop: start nothing new, give running jobs the time until the deadline of the configuration, checkpoint, end.
