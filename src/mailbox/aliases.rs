@@ -88,15 +88,13 @@ impl Aliases {
     fn finish(&mut self, alias: Option<(Arc<str>, Alias)>) -> Result<(), AliasesError> {
         let Some((name, alias)) = alias else { return Ok(()) };
         let line = alias.line;
-        let what = if alias.targets.is_empty() {
-            format!("alias {name} has no target")
-        } else if self.by_name.contains_key(&name) {
-            format!("alias {name} is there a second time")
-        } else {
-            self.by_name.insert(name, alias);
-            return Ok(());
-        };
-        Err(self.error(line, what))
+        if alias.targets.is_empty() {
+            return Err(self.error(line, format!("alias {name} has no target")));
+        }
+        match self.by_name.insert(name.clone(), alias) {
+            None => Ok(()),
+            Some(_) => Err(self.error(line, format!("alias {name} is there a second time"))),
+        }
     }
 
     /// An error about a line of this file.

@@ -282,7 +282,7 @@ pub fn change_user(file: &Path, name: &UserName, change: &Change) -> Result<(), 
     Users::parse(&new, file)?;
 
     let aside = beside(file, ".new");
-    let written = write_aside(&aside, new.as_bytes(), text.is_some().then_some(file).unwrap_or(folder));
+    let written = write_aside(&aside, new.as_bytes(), if text.is_some() { file } else { folder });
     written.map_err(io("write", &aside))?;
     fs::rename(&aside, file).map_err(io("replace", file))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("sync", folder))?;

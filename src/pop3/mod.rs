@@ -1,6 +1,6 @@
-//! POP3: the session core without I/O ([`session`]), what RETR sends ([`wire`]), and the shard that serves sessions and
-//! delivers into mailboxes ([`run`]).
+//! POP3: the session core without I/O ([`session`]), what RETR sends ([`wire`]), and locked mailboxes ([`maildrop`]).
 
+pub mod maildrop;
 pub mod session;
 pub mod wire;
 

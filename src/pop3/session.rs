@@ -240,6 +240,11 @@ impl Session {
         matches!(self.state, State::Closed)
     }
 
+    /// More of a listing is there for [`Session::poll_output`].
+    pub fn is_listing(&self) -> bool {
+        matches!(self.state, State::Listing(..))
+    }
+
     // The world to us.
 
     /// Takes what the client sent and tells how many octets were taken: all of it, unless an action must be done or
