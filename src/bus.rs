@@ -66,7 +66,8 @@ pub struct AcceptedMessage {
 pub enum ToShard {
     /// Deliver one message over a lane; opens the lane when `open` is given.
     Deliver(Job),
-    /// Close an idle lane (QUIT).
+    /// Close an idle lane (QUIT); answered with `ToScheduler::LaneClosed` when the connection is gone, so that the
+    /// scheduler never counts fewer connections than there are.
     CloseLane(LaneId),
     /// Store a message made by ringmail itself; answered with `ToScheduler::Submitted`.
     Submit {
