@@ -50,6 +50,9 @@ pub struct AcceptedMessage {
     pub arrival_ms: u64,
     /// Octets of trace prefix and body together.
     pub size: u64,
+    /// Slots of 64 octets that the record takes in its segment, padding included; the journal adds them up to know
+    /// which part of a segment the scheduler has heard of (`Committed::accepted` fills it in).
+    pub record_slots: u32,
     /// The reverse-path is null: no DSN ever.
     pub null_reverse_path: bool,
     /// MT-PRIORITY, -9 to 9.
@@ -63,7 +66,8 @@ pub struct AcceptedMessage {
 pub enum ToShard {
     /// Deliver one message over a lane; opens the lane when `open` is given.
     Deliver(Job),
-    /// Close an idle lane (QUIT).
+    /// Close an idle lane (QUIT); answered with `ToScheduler::LaneClosed` when the connection is gone, so that the
+    /// scheduler never counts fewer connections than there are.
     CloseLane(LaneId),
     /// Store a message made by ringmail itself; answered with `ToScheduler::Submitted`.
     Submit {
