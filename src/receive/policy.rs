@@ -1,22 +1,10 @@
 //! Who may send what to whom: the relay policy at RCPT, in one ordered, readable place. No I/O.
 
 use crate::config::RelayPolicy;
+use crate::mailbox::Lookup;
 use crate::smtp::{Address, ForwardPath, Reply};
 use smallvec::{SmallVec, smallvec};
 use std::net::IpAddr;
-
-/// What the directory of local users knows about an address.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Locality {
-    /// A user here.
-    User,
-    /// An alias: these instead; each is a user here or an address elsewhere.
-    Expands(Vec<Address>),
-    /// The domain is ours, the user is not.
-    Unknown,
-    /// Not our domain.
-    NotLocal,
-}
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +23,12 @@ pub struct Client<'a> {
 /// 4. Relay domains are accepted from anybody, unless the local-part itself asks for further routing (`a%b@`, `a!b@`,
 ///    `"a@b"@`), by which a next hop could be made an open relay.
 /// 5. Everything else is refused.
+///
+/// `lookup` is what the directory of local users says about the path; `postmaster_domain` a local domain.
 pub fn decide(
     policy: &RelayPolicy,
     postmaster_domain: &str,
-    locate: impl Fn(&Address) -> Locality,
+    lookup: Lookup,
     client: Client<'_>,
     path: &ForwardPath,
 ) -> Result<SmallVec<[Address; 1]>, Reply> {
@@ -47,18 +37,18 @@ pub fn decide(
         ForwardPath::Postmaster => Address::parse(format!("postmaster@{postmaster_domain}").as_bytes(), false)
             .map_err(|_| Reply::new(550, (5, 1, 1), "there is no postmaster here"))?,
     };
-    match locate(&address) {
-        Locality::User => Ok(smallvec![address]),
-        Locality::Expands(addresses) => Ok(addresses.into()),
-        Locality::Unknown => Err(Reply::new(550, (5, 1, 1), "no such user here")),
-        Locality::NotLocal if is_trusted(policy, client) => Ok(smallvec![address]),
-        Locality::NotLocal if !is_relay_domain(policy, address.domain()) => {
+    match lookup {
+        Lookup::User(_) => Ok(smallvec![address]),
+        Lookup::Expands(addresses) => Ok(addresses.into()),
+        Lookup::Unknown => Err(Reply::new(550, (5, 1, 1), "no such user here")),
+        Lookup::NotLocal if is_trusted(policy, client) => Ok(smallvec![address]),
+        Lookup::NotLocal if !is_relay_domain(policy, address.domain()) => {
             Err(Reply::new(550, (5, 7, 1), "relaying denied"))
         }
-        Locality::NotLocal if asks_for_routing(address.local_part()) => {
+        Lookup::NotLocal if asks_for_routing(address.local_part()) => {
             Err(Reply::new(550, (5, 7, 1), "relaying denied: the local-part asks for further routing"))
         }
-        Locality::NotLocal => Ok(smallvec![address]),
+        Lookup::NotLocal => Ok(smallvec![address]),
     }
 }
 
@@ -97,14 +87,13 @@ mod tests {
         }
     }
 
-    fn locate(address: &Address) -> Locality {
+    fn look_up(path: &ForwardPath) -> Lookup {
+        let ForwardPath::Mailbox(address) = path else { return Lookup::User("joe".into()) };
         match (address.local_part(), address.domain()) {
-            ("user", "local.example") | ("postmaster", "local.example") => Locality::User,
-            ("list", "local.example") => {
-                Locality::Expands(vec![Address::parse(b"far@elsewhere.example", false).unwrap()])
-            }
-            (_, "local.example") => Locality::Unknown,
-            _ => Locality::NotLocal,
+            ("user", "local.example") => Lookup::User("user".into()),
+            ("list", "local.example") => Lookup::Expands(vec![Address::parse(b"far@elsewhere.example", false).unwrap()]),
+            (_, "local.example") => Lookup::Unknown,
+            _ => Lookup::NotLocal,
         }
     }
 
@@ -114,7 +103,7 @@ mod tests {
             "postmaster" => ForwardPath::Postmaster,
             to => ForwardPath::Mailbox(Address::parse(to.as_bytes(), false).unwrap()),
         };
-        let decided = decide(&policy(), "local.example", locate, client, &path);
+        let decided = decide(&policy(), "local.example", look_up(&path), client, &path);
         let decided = decided.map(|to| to.iter().map(|a| a.as_str().to_owned()).collect::<Vec<_>>().join(" "));
         assert_eq!(decided.as_deref().map_err(|reply| reply.code), expected, "{to} from {client:?}");
     }
