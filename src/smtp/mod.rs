@@ -3,6 +3,7 @@
 //! Nothing here knows a socket, a clock or an executor.
 
 pub mod address;
+pub mod client;
 pub mod reply;
 
 pub use address::{Address, AddressError, ForwardPath, ReversePath};

@@ -1,0 +1,686 @@
+//! The client's side of one SMTP or LMTP session (RFC 5321, 2033, 2920, 3207, 4954), without I/O.
+//!
+//! Octets of the server and events of the connection go in, octets to send and [`Event`]s come out. Must not know
+//! sockets, clocks (deadlines are data: [`Client::stage`]) or where the message's content lies: the driver writes it
+//! by itself when [`Event::SendBody`] says so, which lets mapped memory go out uncopied.
+//!
+//! Order of calls: after each `handle_*` and command, write what [`Client::output`] holds, then take events with
+//! [`Client::poll_event`] until there is none, then read under the deadline of [`Client::stage`].
+
+mod capabilities;
+mod failure;
+mod reply_parser;
+mod script;
+#[cfg(test)]
+mod tests;
+
+pub use capabilities::Capabilities;
+pub use failure::{Lost, Stage, Trouble};
+pub use reply_parser::{REPLY_BYTES_MAX, REPLY_LINE_BYTES_MAX, REPLY_LINES_MAX, ReplyError, ReplyParser};
+
+use crate::bus::{Credentials, Deferral, DeferralScope, Outcome, Protocol, RecipientIndex, TlsPolicy};
+use crate::smtp::{EnhancedCode, Reply};
+use crate::spool::Envelope;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use script::{Script, Step};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Commands in one write; RFC 2920 section 3.1 wants the replies to them to fit the socket buffers, or both sides
+/// could wait for each other to read.
+const PIPELINED_COMMANDS_MAX: usize = 104;
+
+/// How to speak with one host.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// SMTP or LMTP.
+    pub protocol: Protocol,
+    /// Our argument of EHLO.
+    pub helo: Arc<str>,
+    /// What is required of TLS.
+    pub tls: TlsPolicy,
+    /// Login, if one is needed.
+    pub credentials: Option<Arc<Credentials>>,
+    /// The login may go out in plain text (the operator turned TLS off, or the host is this machine). Otherwise an
+    /// attacker on the way could take STARTTLS out of the reply and read the password.
+    pub plain_text_login: bool,
+}
+
+/// One transaction to perform.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The message's envelope.
+    pub envelope: &'a Envelope,
+    /// Which of its recipients; not empty.
+    pub recipients: &'a [RecipientIndex],
+    /// Octets of the content as it will be sent, without the terminating line.
+    pub size: u64,
+    /// The header holds octets over 127, so that without SMTPUTF8 it cannot be sent. Looked at only where the
+    /// envelope asks for SMTPUTF8 and the server does not have it.
+    pub header_is_eight_bit: bool,
+}
+
+/// What the driver has to know or do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The session is set up: [`Client::start`] may be called. Comes once.
+    Ready,
+    /// Do the TLS handshake now, then call [`Client::handle_tls_started`] or [`Client::handle_tls_failed`].
+    StartTls,
+    /// Write the content and [`end_of_data`] now, then call [`Client::handle_body_sent`].
+    SendBody,
+    /// The transaction has ended; one outcome for each recipient of the request, in its order.
+    Done(SmallVec<[Outcome; 2]>),
+    /// The session has ended: send what is left in the output, if the connection still allows, and close. Comes
+    /// once, last.
+    Ended(End),
+}
+
+/// How a session ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// In good order: QUIT, or the server ended it between transactions after it had done some.
+    Closed,
+    /// It never became ready or broke. A code of 5xx is the server's own (greeting, EHLO); all else is 4xx.
+    Failed(Reply),
+}
+
+/// The line that ends the content: `tail` is its last octets (at least two, where it has so many).
+pub fn end_of_data(tail: &[u8]) -> &'static [u8] {
+    if tail.is_empty() || tail.ends_with(b"\r\n") { b".\r\n" } else { b"\r\n.\r\n" }
+}
+
+/// One session.
+///
+/// Normal path: greeting 220; EHLO (LHLO) 250; where offered and wanted STARTTLS 220, handshake, EHLO again; where
+/// there are credentials AUTH 235; ready; then for each transaction MAIL, RCPT..., DATA (in one write where the server
+/// has PIPELINING), 354, body, reply; ready again; at last QUIT.
+///
+/// Ways out:
+/// * 421 at any time: what has no outcome yet is deferred (site), the session is over.
+/// * Greeting or EHLO refused with 4xx or 5xx: the session fails with that reply, the driver tries the next host. 5xx to
+///   EHLO (never LHLO) tries HELO first.
+/// * TLS missing or refused where it is required, login impossible or refused: the session fails with a 4xx of ours.
+/// * MAIL refused: all recipients have that outcome; the replies to what was pipelined behind it are eaten.
+/// * RCPT refused: that recipient has that outcome. If none is left DATA is not sent; where it was already
+///   (pipelined) and is answered with 354, an empty message ends it, which the server can deliver to nobody.
+/// * DATA or end-of-data refused: all recipients that were accepted have that outcome.
+/// * Connection lost, time over, octets that are no reply or a reply that answers nothing: what has no outcome yet is
+///   deferred (site), also after the final dot, where nobody knows (RFC 5321 section 4.5.3.2.6 wants it sent again).
+/// * Lost or 421 before the first reply of a transaction on a session that has delivered before: the server closed an
+///   idle connection; recipients are `NotTried`, the session ended in good order.
+///
+/// Never: a transaction while another runs; DATA as though accepted when the server has not said 354; `Delivered`
+/// without a 2xx that came after the final dot; a command after anything unexpected. After a transaction that did not
+/// end in 2xx the next one begins with RSET, whatever the server thinks it has kept.
+#[derive(Debug)]
+pub struct Client {
+    settings: Settings,
+    state: State,
+    encrypted: bool,
+    parser: ReplyParser,
+    capabilities: Capabilities,
+    /// Commands of the transaction that runs.
+    script: Script,
+    output: Vec<u8>,
+    /// At most one `Done` and one `Ended`, or one other.
+    events: VecDeque<Event>,
+    /// Transactions of this session that the server accepted.
+    delivered_count: u32,
+}
+
+#[derive(Debug)]
+enum State {
+    Greeting,
+    Ehlo,
+    Helo,
+    /// STARTTLS is sent.
+    StartTls,
+    /// The driver shakes hands.
+    Handshake,
+    Auth(AuthStep),
+    Ready,
+    /// Ready, but RSET goes before the next MAIL.
+    ReadyAfterFailure,
+    /// Commands of a transaction up to DATA.
+    Envelope(Transaction),
+    /// The driver writes the content.
+    Body(Transaction),
+    /// The final dot is sent; for LMTP replies come for each accepted recipient from this position on.
+    EndOfData {
+        transaction: Transaction,
+        position: usize,
+    },
+    /// DATA was answered with 354 although no recipient was accepted; the dot is sent.
+    EmptyEndOfData(Transaction),
+    Quit,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum AuthStep {
+    /// Everything has been said.
+    Verdict,
+    /// AUTH PLAIN was sent without its initial response.
+    PlainResponse,
+    /// AUTH LOGIN is sent.
+    LoginUsername,
+    /// The name is sent.
+    LoginPassword,
+}
+
+#[derive(Debug)]
+struct Transaction {
+    /// In the order of the request.
+    recipients: SmallVec<[Progress; 2]>,
+    /// Commands of the script whose reply has come; `answered <= written <= script.len()`.
+    answered: usize,
+    written: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Progress {
+    /// RCPT is not answered yet.
+    Waiting,
+    /// RCPT was accepted.
+    Accepted,
+    /// RCPT was refused because the transaction is full: goes again at once, if this one succeeds.
+    TooMany(Reply),
+    Settled(Outcome),
+}
+
+impl Transaction {
+    fn any_accepted(&self) -> bool {
+        self.recipients.iter().any(|recipient| matches!(recipient, Progress::Accepted))
+    }
+
+    /// Gives an outcome to every recipient that has none.
+    fn settle_open(&mut self, outcome: &Outcome) {
+        for recipient in &mut self.recipients {
+            if matches!(recipient, Progress::Waiting | Progress::Accepted) {
+                *recipient = Progress::Settled(outcome.clone());
+            }
+        }
+    }
+
+    /// Like [`Transaction::settle_open`]; for one recipient in most cases, whose reply needs no second copy.
+    fn settle_open_with(&mut self, outcome: Outcome) {
+        match self.recipients.as_mut_slice() {
+            [only @ (Progress::Waiting | Progress::Accepted)] => *only = Progress::Settled(outcome),
+            _ => self.settle_open(&outcome),
+        }
+    }
+
+    /// Every recipient must have an outcome.
+    fn into_outcomes(self) -> SmallVec<[Outcome; 2]> {
+        let settled = |recipient: &Progress| matches!(recipient, Progress::Settled(Outcome::Delivered(_)));
+        let delivered_some = self.recipients.iter().any(settled);
+        let outcome = |recipient| match recipient {
+            Progress::Settled(outcome) => outcome,
+            Progress::TooMany(_) if delivered_some => Outcome::NotTried,
+            Progress::TooMany(reply) => deferred(DeferralScope::Recipient, reply),
+            Progress::Waiting | Progress::Accepted => unreachable!("a transaction ends after all are settled"),
+        };
+        self.recipients.into_iter().map(outcome).collect()
+    }
+}
+
+impl Client {
+    /// A session whose connection has just been made: the server speaks first.
+    pub fn new(settings: Settings) -> Client {
+        Client {
+            settings,
+            state: State::Greeting,
+            encrypted: false,
+            parser: ReplyParser::default(),
+            capabilities: Capabilities::default(),
+            script: Script::default(),
+            output: Vec::new(),
+            events: VecDeque::new(),
+            delivered_count: 0,
+        }
+    }
+
+    /// What the server offers; empty before EHLO was answered.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// A transaction may start.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready | State::ReadyAfterFailure)
+    }
+
+    /// Transactions of this session that the server accepted.
+    pub fn delivered_count(&self) -> u32 {
+        self.delivered_count
+    }
+
+    /// What is waited for now, which says how long to wait.
+    pub fn stage(&self) -> Stage {
+        match &self.state {
+            State::Greeting => Stage::Greeting,
+            State::Ehlo | State::Helo => Stage::Hello,
+            State::StartTls | State::Handshake => Stage::StartTls,
+            State::Auth(_) => Stage::Auth,
+            State::Ready | State::ReadyAfterFailure | State::Ended => Stage::Idle,
+            State::Envelope(transaction) => match self.script.step(transaction.answered) {
+                Step::Rset => Stage::Rset,
+                Step::Mail => Stage::Mail,
+                Step::Rcpt(_) => Stage::Rcpt,
+                Step::Data => Stage::Data,
+            },
+            State::Body(_) => Stage::Body,
+            State::EndOfData { .. } | State::EmptyEndOfData(_) => Stage::EndOfData,
+            State::Quit => Stage::Quit,
+        }
+    }
+
+    /// Octets to send; the driver clears them when they are written (and so keeps the buffer).
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// The next event, if there is one.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Takes octets that the server sent.
+    pub fn handle_bytes(&mut self, mut input: &[u8]) {
+        while !input.is_empty() && !matches!(self.state, State::Ended) {
+            // Octets that came with the reply to STARTTLS were sent in plain text, by whomever (CVE-2011-0411).
+            if matches!(self.state, State::Handshake) {
+                return self.fail(Trouble::PlainTextBeforeTls);
+            }
+            let hello = matches!(self.state, State::Ehlo);
+            let capabilities = &mut self.capabilities;
+            let each_line = |line: usize, text: &[u8]| {
+                if hello && line > 0 {
+                    capabilities.handle_line(text);
+                }
+            };
+            match self.parser.handle(&mut input, each_line) {
+                Ok(Some(code)) => self.handle_reply(code),
+                Ok(None) => return,
+                Err(error) => return self.fail(Trouble::Malformed(self.stage(), error)),
+            }
+        }
+    }
+
+    /// The connection is gone or too slow.
+    pub fn handle_lost(&mut self, lost: Lost) {
+        match &self.state {
+            State::Ended => {}
+            State::Ready | State::ReadyAfterFailure | State::Quit => self.end(End::Closed),
+            State::Envelope(transaction) if lost == Lost::Closed && self.was_idle(transaction) => self.end_idle(),
+            _ => self.fail(Trouble::Lost(self.stage(), lost)),
+        }
+    }
+
+    /// The TLS handshake succeeded: everything learnt before it is forgotten.
+    pub fn handle_tls_started(&mut self) {
+        assert!(matches!(self.state, State::Handshake), "no handshake was asked for");
+        self.encrypted = true;
+        self.parser = ReplyParser::default();
+        self.state = self.say_hello();
+    }
+
+    /// The TLS handshake failed; the connection is of no use any more.
+    pub fn handle_tls_failed(&mut self, reason: &str) {
+        assert!(matches!(self.state, State::Handshake), "no handshake was asked for");
+        self.fail(Trouble::TlsFailed(reason.to_owned()));
+    }
+
+    /// The content and its terminating line are written.
+    pub fn handle_body_sent(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Body(transaction) => State::EndOfData { transaction, position: 0 },
+            // The reply came before its time and settled everything.
+            state => state,
+        }
+    }
+
+    /// Starts a transaction. Only when [`Client::is_ready`]. May end it at once (message too large).
+    pub fn start(&mut self, request: &Request<'_>) {
+        assert!(self.is_ready(), "a transaction needs a ready session");
+        assert!(!request.recipients.is_empty(), "a transaction needs a recipient");
+        let reset = matches!(self.state, State::ReadyAfterFailure);
+        let recipients = self.script.write(request, &self.capabilities, reset, self.authenticated());
+        let transaction = Transaction { recipients, answered: 0, written: 0 };
+        if !transaction.recipients.iter().any(|recipient| matches!(recipient, Progress::Waiting)) {
+            return self.events.push_back(Event::Done(transaction.into_outcomes()));
+        }
+        self.state = self.write_commands(transaction);
+    }
+
+    /// Ends a ready session with QUIT.
+    pub fn quit(&mut self) {
+        if self.is_ready() {
+            self.state = State::Quit;
+            self.output.extend_from_slice(b"QUIT\r\n");
+        }
+    }
+
+    fn authenticated(&self) -> bool {
+        self.settings.credentials.is_some()
+    }
+
+    fn handle_reply(&mut self, code: u16) {
+        let state = match std::mem::replace(&mut self.state, State::Ended) {
+            State::Quit => return self.end(End::Closed),
+            state if code == 421 => {
+                self.state = state;
+                return self.handle_421();
+            }
+            state => state,
+        };
+        self.state = match (state, code) {
+            (State::Greeting, 220) => self.say_hello(),
+            (State::Greeting, _) => self.refuse_session(Stage::Greeting),
+            (State::Ehlo | State::Helo, 200..300) => self.secure_or_log_in(),
+            (State::Ehlo, 500..) if self.settings.protocol == Protocol::Smtp => {
+                self.capabilities = Capabilities::default();
+                self.command("HELO ", State::Helo)
+            }
+            (State::Ehlo | State::Helo, _) => self.refuse_session(Stage::Hello),
+            (State::StartTls, 220) => {
+                self.events.push_back(Event::StartTls);
+                State::Handshake
+            }
+            (State::StartTls, 400..) if self.settings.tls == TlsPolicy::Opportunistic => self.log_in(),
+            (State::StartTls, 400..) => self.give_up(Trouble::TlsRefused(self.parser.reply())),
+            (State::Auth(step), _) => self.handle_auth_reply(step, code),
+            (State::Envelope(transaction), _) => self.handle_envelope_reply(transaction, code),
+            (State::Body(transaction), 400..) => return self.refused_within_body(transaction),
+            (State::EndOfData { transaction, position }, 200..300 | 400..) => {
+                self.handle_verdict(transaction, position, code)
+            }
+            (State::EmptyEndOfData(transaction), 200..300 | 400..) => {
+                self.finish(transaction, State::ReadyAfterFailure)
+            }
+            (state, _) => {
+                self.state = state;
+                return self.fail(Trouble::Unexpected(self.stage(), self.parser.reply()));
+            }
+        };
+    }
+
+    /// The server closes the session.
+    fn handle_421(&mut self) {
+        match &self.state {
+            State::Ready | State::ReadyAfterFailure => self.end(End::Closed),
+            State::Envelope(transaction) if self.was_idle(transaction) => self.end_idle(),
+            _ => self.fail(Trouble::Refused(self.parser.reply())),
+        }
+    }
+
+    fn say_hello(&mut self) -> State {
+        self.capabilities = Capabilities::default();
+        match self.settings.protocol {
+            Protocol::Smtp => self.command("EHLO ", State::Ehlo),
+            Protocol::Lmtp => self.command("LHLO ", State::Ehlo),
+        }
+    }
+
+    /// Writes a greeting command with our name.
+    fn command(&mut self, verb: &str, next: State) -> State {
+        self.output.extend_from_slice(verb.as_bytes());
+        self.output.extend_from_slice(self.settings.helo.as_bytes());
+        self.output.extend_from_slice(b"\r\n");
+        next
+    }
+
+    fn refuse_session(&mut self, stage: Stage) -> State {
+        let reply = self.parser.reply();
+        if reply.code >= 400 {
+            self.give_up(Trouble::Refused(reply))
+        } else {
+            self.give_up(Trouble::Unexpected(stage, reply))
+        }
+    }
+
+    fn secure_or_log_in(&mut self) -> State {
+        match self.settings.tls {
+            TlsPolicy::None => self.log_in(),
+            _ if self.encrypted => self.log_in(),
+            _ if self.capabilities.starttls => {
+                self.output.extend_from_slice(b"STARTTLS\r\n");
+                State::StartTls
+            }
+            TlsPolicy::Opportunistic => self.log_in(),
+            TlsPolicy::Encrypt | TlsPolicy::Verify => self.give_up(Trouble::TlsNotOffered),
+        }
+    }
+
+    fn log_in(&mut self) -> State {
+        let Some(credentials) = self.settings.credentials.clone() else { return self.become_ready() };
+        if !self.encrypted && !self.settings.plain_text_login {
+            return self.give_up(Trouble::LoginNeedsTls);
+        }
+        if self.capabilities.auth_plain {
+            let response = plain_response(&credentials);
+            // RFC 4954 section 4: the initial response must fit the command line of 512 octets.
+            if response.len() + "AUTH PLAIN \r\n".len() <= 512 {
+                self.line(&["AUTH PLAIN ", &response]);
+                return State::Auth(AuthStep::Verdict);
+            }
+            self.line(&["AUTH PLAIN"]);
+            return State::Auth(AuthStep::PlainResponse);
+        }
+        if self.capabilities.auth_login {
+            self.line(&["AUTH LOGIN"]);
+            return State::Auth(AuthStep::LoginUsername);
+        }
+        self.give_up(Trouble::LoginNotOffered)
+    }
+
+    fn handle_auth_reply(&mut self, step: AuthStep, code: u16) -> State {
+        let Some(credentials) = self.settings.credentials.clone() else {
+            unreachable!("AUTH is sent only with credentials")
+        };
+        match (step, code) {
+            (AuthStep::Verdict, 200..300) => self.become_ready(),
+            (AuthStep::PlainResponse, 334) => {
+                self.line(&[&plain_response(&credentials)]);
+                State::Auth(AuthStep::Verdict)
+            }
+            (AuthStep::LoginUsername, 334) => {
+                self.line(&[&STANDARD.encode(&credentials.username)]);
+                State::Auth(AuthStep::LoginPassword)
+            }
+            (AuthStep::LoginPassword, 334) => {
+                self.line(&[&STANDARD.encode(&credentials.password)]);
+                State::Auth(AuthStep::Verdict)
+            }
+            (_, 400..) => self.give_up(Trouble::LoginRefused(self.parser.reply())),
+            _ => self.give_up(Trouble::Unexpected(Stage::Auth, self.parser.reply())),
+        }
+    }
+
+    fn become_ready(&mut self) -> State {
+        self.events.push_back(Event::Ready);
+        State::Ready
+    }
+
+    fn line(&mut self, parts: &[&str]) {
+        parts.iter().for_each(|part| self.output.extend_from_slice(part.as_bytes()));
+        self.output.extend_from_slice(b"\r\n");
+    }
+
+    /// Goes on with the commands of a transaction, or ends it where nothing is left to ask for.
+    fn write_commands(&mut self, mut transaction: Transaction) -> State {
+        if transaction.answered < transaction.written {
+            return State::Envelope(transaction);
+        }
+        let some_left = transaction.recipients.iter().any(|recipient| matches!(recipient, Progress::Waiting));
+        if !some_left && !transaction.any_accepted() {
+            return self.finish(transaction, State::ReadyAfterFailure);
+        }
+        let burst = if self.capabilities.pipelining { PIPELINED_COMMANDS_MAX } else { 1 };
+        let end = self.script.len().min(transaction.written + burst);
+        self.output.extend_from_slice(self.script.commands(transaction.written..end));
+        transaction.written = end;
+        State::Envelope(transaction)
+    }
+
+    fn handle_envelope_reply(&mut self, mut transaction: Transaction, code: u16) -> State {
+        let step = self.script.step(transaction.answered);
+        match (step, code) {
+            (Step::Rset | Step::Mail, 200..300) => {}
+            (Step::Mail, 400..500) => {
+                transaction.settle_open_with(deferred(DeferralScope::Site, self.parser.reply()));
+            }
+            (Step::Mail, 500..) => transaction.settle_open_with(Outcome::Bounced(self.parser.reply())),
+            (Step::Rcpt(position), 200..300 | 400..) => {
+                let recipient = &mut transaction.recipients[position];
+                if matches!(recipient, Progress::Waiting) {
+                    *recipient = match code {
+                        200..300 => Progress::Accepted,
+                        _ => rcpt_refusal(self.parser.reply()),
+                    };
+                }
+            }
+            (Step::Data, 354) => return self.handle_go_ahead(transaction),
+            (Step::Data, 400..) => {
+                transaction.settle_open_with(refusal(self.parser.reply()));
+                return self.finish(transaction, State::ReadyAfterFailure);
+            }
+            _ => {
+                self.state = State::Envelope(transaction);
+                self.fail(Trouble::Unexpected(self.stage(), self.parser.reply()));
+                return State::Ended;
+            }
+        }
+        transaction.answered += 1;
+        self.write_commands(transaction)
+    }
+
+    fn handle_go_ahead(&mut self, transaction: Transaction) -> State {
+        if transaction.any_accepted() {
+            self.events.push_back(Event::SendBody);
+            return State::Body(transaction);
+        }
+        match self.settings.protocol {
+            Protocol::Smtp => {
+                self.output.extend_from_slice(b".\r\n");
+                State::EmptyEndOfData(transaction)
+            }
+            // LMTP answers once for each accepted recipient, so nobody knows what would come (RFC 2033 section 4.2
+            // forbids this 354).
+            Protocol::Lmtp => {
+                self.state = State::Envelope(transaction);
+                self.fail(Trouble::Unexpected(Stage::Data, self.parser.reply()));
+                State::Ended
+            }
+        }
+    }
+
+    /// A refusal while the content is on its way: it holds, but the connection cannot be used any more.
+    fn refused_within_body(&mut self, mut transaction: Transaction) {
+        let reply = self.parser.reply();
+        transaction.settle_open(&refusal(reply.clone()));
+        self.state = State::Body(transaction);
+        self.fail(Trouble::Unexpected(Stage::Body, reply));
+    }
+
+    /// The reply after the final dot: one for all recipients, or for LMTP one for each.
+    fn handle_verdict(&mut self, mut transaction: Transaction, position: usize, code: u16) -> State {
+        let reply = self.parser.reply();
+        let outcome = if code < 300 { Outcome::Delivered(reply) } else { refusal(reply) };
+        if self.settings.protocol == Protocol::Smtp {
+            transaction.settle_open_with(outcome);
+        } else {
+            let is_accepted = |recipient: &Progress| matches!(recipient, Progress::Accepted);
+            let next = transaction.recipients[position..].iter().position(is_accepted);
+            let next = position + next.expect("waits for a reply only while a recipient is accepted");
+            transaction.recipients[next] = Progress::Settled(outcome);
+            if transaction.any_accepted() {
+                return State::EndOfData { transaction, position: next + 1 };
+            }
+        }
+        let delivered = |recipient: &Progress| matches!(recipient, Progress::Settled(Outcome::Delivered(_)));
+        if transaction.recipients.iter().any(delivered) {
+            self.delivered_count += 1;
+            self.finish(transaction, State::Ready)
+        } else {
+            self.finish(transaction, State::ReadyAfterFailure)
+        }
+    }
+
+    fn finish(&mut self, transaction: Transaction, next: State) -> State {
+        self.events.push_back(Event::Done(transaction.into_outcomes()));
+        next
+    }
+
+    /// The server has answered nothing of this transaction, and delivered on this session before.
+    fn was_idle(&self, transaction: &Transaction) -> bool {
+        self.delivered_count > 0 && transaction.answered == 0 && self.parser.is_between_replies()
+    }
+
+    /// Ends a session that the server ended while it was idle; the transaction that crossed this was not tried.
+    fn end_idle(&mut self) {
+        if let State::Envelope(mut transaction) = std::mem::replace(&mut self.state, State::Ended) {
+            transaction.settle_open(&Outcome::NotTried);
+            self.events.push_back(Event::Done(transaction.into_outcomes()));
+        }
+        self.end(End::Closed);
+    }
+
+    /// [`Client::fail`] for the places that return a state.
+    fn give_up(&mut self, trouble: Trouble) -> State {
+        self.fail(trouble);
+        State::Ended
+    }
+
+    /// Ends the session; the transaction that runs, if any, is deferred for the site.
+    fn fail(&mut self, trouble: Trouble) {
+        let reply = trouble.to_reply();
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Envelope(mut transaction)
+            | State::Body(mut transaction)
+            | State::EndOfData { mut transaction, .. }
+            | State::EmptyEndOfData(mut transaction) => {
+                transaction.settle_open(&deferred(DeferralScope::Site, reply.clone()));
+                self.events.push_back(Event::Done(transaction.into_outcomes()));
+            }
+            _ => {}
+        }
+        self.output.clear();
+        if trouble.leaves_session_in_step() {
+            self.output.extend_from_slice(b"QUIT\r\n");
+        }
+        self.end(End::Failed(reply));
+    }
+
+    fn end(&mut self, end: End) {
+        self.state = State::Ended;
+        self.events.push_back(Event::Ended(end));
+    }
+}
+
+fn deferred(scope: DeferralScope, reply: Reply) -> Outcome {
+    Outcome::Deferred(Deferral { scope, reply })
+}
+
+/// What a 4xx or 5xx to RCPT, DATA or the content means.
+fn refusal(reply: Reply) -> Outcome {
+    if reply.code < 500 { deferred(DeferralScope::Recipient, reply) } else { Outcome::Bounced(reply) }
+}
+
+/// "Too many recipients" is 452, or 552 of old servers (RFC 5321 section 4.5.3.1.10); both codes also mean full
+/// mailboxes, so only the enhanced status code x.5.3 tells.
+fn rcpt_refusal(reply: Reply) -> Progress {
+    let too_many = matches!(reply.enhanced, Some(EnhancedCode { subject: 5, detail: 3, .. }));
+    if too_many && matches!(reply.code, 452 | 552) {
+        return Progress::TooMany(Reply { code: 452, ..reply });
+    }
+    Progress::Settled(refusal(reply))
+}
+
+/// RFC 4616: no authorization identity, name, password.
+fn plain_response(credentials: &Credentials) -> String {
+    STANDARD.encode(format!("\0{}\0{}", credentials.username, credentials.password))
+}
