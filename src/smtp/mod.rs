@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod client;
+pub mod data;
 pub mod reply;
 
 pub use address::{Address, AddressError, ForwardPath, ReversePath};
