@@ -269,7 +269,9 @@ fn notify(value: &[u8]) -> Result<Notify, Reply> {
 fn orcpt(value: &[u8]) -> Result<String, Reply> {
     let bad = || bad_value("ORCPT");
     let at = value.iter().position(|&byte| byte == b';').filter(|&at| at > 0).ok_or_else(bad)?;
-    let kind = std::str::from_utf8(&value[..at]).ok().filter(|kind| kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+    let kind = std::str::from_utf8(&value[..at])
+        .ok()
+        .filter(|kind| kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
     let kind = kind.ok_or_else(bad)?;
     if value.len() > ORCPT_BYTES_MAX || at + 1 == value.len() {
         return Err(bad());
