@@ -7,6 +7,7 @@ pub mod client;
 pub mod command;
 pub mod data;
 pub mod reply;
+pub mod trace;
 pub mod xtext;
 
 pub use address::{Address, AddressError, ForwardPath, ReversePath};
