@@ -1,1 +1,7 @@
-//! (placeholder header, replaced by the owner of this module)
+//! POP3: the session core without I/O ([`session`]), what RETR sends ([`wire`]), and locked mailboxes ([`maildrop`]).
+
+pub mod maildrop;
+pub mod session;
+pub mod wire;
+
+pub use session::{Session, SessionConfig};

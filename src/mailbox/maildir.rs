@@ -1,0 +1,540 @@
+//! Maildir, as Dovecot and mutt read it: `MAIL_DIR/USER/{tmp,new,cur}`, one file for each message, lines ending in LF.
+//!
+//! It owns names, layout and durability of mailbox files; it does not know queues or protocols. Everything here blocks
+//! and runs on helper threads.
+//!
+//! A message is written to `tmp`, synced, renamed into `new`, and the folder synced: after a crash it is there whole or
+//! not at all, and [`deliver_batch`] has returned `Ok` only if it is there. Its name is made of the arrival time, the
+//! queue ID and the recipient, so that a delivery repeated after a crash finds or replaces the first one instead of
+//! adding a copy. The name also carries both sizes as Dovecot writes them: `,S=` octets of the file and `,W=` octets with
+//! CRLF line ends, which is what POP3 announces: a maildrop is opened without touching its messages.
+//!
+//! Other programs may move a message from `new` to `cur`, or change its flags (`:2,` and letters), at any time: a file
+//! that is not where it was is looked for by the part of its name before the colon, which never changes.
+
+use rustix::fs::OFlags;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Messages of one maildrop that POP3 shows at most; the rest waits until some are removed.
+pub const MAILDROP_MESSAGES_MAX: usize = 1_000_000;
+/// Buffer for writing and measuring files.
+const CHUNK_BYTES: usize = 64 << 10;
+/// Flags that programs commonly set, under which a repeated delivery is looked for in `cur`.
+const COMMON_FLAGS: [&str; 4] = [":2,", ":2,S", ":2,RS", ""];
+
+/// The mailbox of one user.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Maildir {
+    root: PathBuf,
+}
+
+/// Which of the two folders a message is in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Folder {
+    /// Not yet seen by a mail program.
+    New,
+    /// Seen; the name may carry flags.
+    Cur,
+}
+
+impl Folder {
+    fn name(self) -> &'static str {
+        match self {
+            Folder::New => "new",
+            Folder::Cur => "cur",
+        }
+    }
+}
+
+/// One message in a mailbox.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// File name.
+    pub name: Box<str>,
+    /// Where it was when the mailbox was listed.
+    pub folder: Folder,
+    /// Octets with CRLF line ends, without dot-stuffing: what RETR sends.
+    pub size: u64,
+}
+
+impl Entry {
+    /// The part of the name that never changes.
+    pub fn base_name(&self) -> &str {
+        base_name(&self.name)
+    }
+}
+
+fn base_name(name: &str) -> &str {
+    name.split_once(':').map_or(name, |(base, _)| base)
+}
+
+/// A message to deliver. Borrows its content from wherever it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct NewMessage<'a> {
+    /// Where to.
+    pub maildir: &'a Maildir,
+    /// First part of the file name: [`unique_name`].
+    pub unique_name: &'a str,
+    /// Header fields to put before everything, CRLF line ends.
+    pub prefix: &'a [u8],
+    /// Trace header fields, CRLF line ends.
+    pub trace: &'a [u8],
+    /// Header and body, CRLF line ends, dot-stuffed as in DATA.
+    pub body: &'a [u8],
+    /// No line of `body` begins with a dot.
+    pub no_leading_dots: bool,
+}
+
+/// The name of a message before its sizes: `1700000000.M123000Q0000000G0001R0.mx.example.com`.
+pub fn unique_name(arrival_ms: u64, queue_id: &str, recipient: u16, hostname: &str) -> String {
+    let (seconds, micros) = (arrival_ms / 1_000, arrival_ms % 1_000 * 1_000);
+    // The Maildir convention for hosts: these two would end the name or the folder.
+    let hostname = hostname.replace('/', "\\057").replace(':', "\\072");
+    format!("{seconds}.M{micros:06}Q{queue_id}R{recipient}.{hostname}")
+}
+
+impl Maildir {
+    /// The mailbox of a user, who is a valid `UserName`; nothing is created yet.
+    pub fn of_user(mail_dir: &Path, user: &str) -> Maildir {
+        assert!(!user.is_empty() && !user.contains('/') && !user.starts_with('.'), "{user:?} is a checked user name");
+        Maildir { root: mail_dir.join(user) }
+    }
+
+    /// Creates the folders, 0700, if they are missing.
+    pub fn create(&self) -> io::Result<()> {
+        for folder in ["tmp", "new", "cur"] {
+            create_folder(&self.root.join(folder))?;
+        }
+        Ok(())
+    }
+
+    /// All messages in order of arrival. A mailbox that does not exist has none. File contents are only read for
+    /// messages of other programs that left the size out of the name.
+    pub fn list(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for folder in [Folder::New, Folder::Cur] {
+            self.list_folder(folder, |name| {
+                entries.push(Entry { name: name.into(), folder, size: named_size(name).unwrap_or(UNKNOWN_SIZE) });
+                entries.len() < MAILDROP_MESSAGES_MAX
+            })?;
+        }
+        // Moved from new to cur between the two listings: seen twice. Sorting puts both together.
+        entries.sort_by_cached_key(|entry| {
+            let (seconds, micros) = arrival(&entry.name);
+            (seconds, micros, entry.base_name().to_owned(), entry.folder == Folder::New)
+        });
+        entries.dedup_by(|later, earlier| later.base_name() == earlier.base_name());
+        let mut failed = None;
+        entries.retain_mut(|entry| {
+            if entry.size == UNKNOWN_SIZE {
+                match self.open(entry).and_then(measure_file) {
+                    Ok(size) => entry.size = size,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+                    Err(error) => failed = Some(error),
+                }
+            }
+            true
+        });
+        failed.map_or(Ok(entries), Err)
+    }
+
+    /// Opens a message for reading, wherever it went.
+    pub fn open(&self, entry: &Entry) -> io::Result<File> {
+        self.find(entry, |path| OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path))
+            .map(|(file, _)| file)
+    }
+
+    /// Removes messages; those that are gone already are no error. When it returns `Ok` all are gone and stay gone after
+    /// a power failure. After an error some may be removed.
+    pub fn remove<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) -> io::Result<()> {
+        let mut touched = [(Folder::New, false), (Folder::Cur, false)];
+        let mut result = Ok(());
+        for entry in entries {
+            match self.find(entry, |path| fs::remove_file(path)) {
+                Ok(((), folder)) => touched.iter_mut().filter(|(f, _)| *f == folder).for_each(|(_, t)| *t = true),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        for (folder, _) in touched.into_iter().filter(|(_, touched)| *touched) {
+            sync_folder(&self.root.join(folder.name()))?;
+        }
+        result
+    }
+
+    /// Acts on the file of a message; if it is not where it was listed, looks for it once in both folders.
+    fn find<T>(&self, entry: &Entry, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<(T, Folder)> {
+        match act(&self.path(entry.folder, &entry.name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => return Ok((done?, entry.folder)),
+        }
+        for folder in [Folder::Cur, Folder::New] {
+            let mut found = None;
+            self.list_folder(folder, |name| {
+                if base_name(name) == entry.base_name() {
+                    found = Some(name.to_owned());
+                }
+                found.is_none()
+            })?;
+            if let Some(name) = found {
+                return act(&self.path(folder, &name)).map(|done| (done, folder));
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn path(&self, folder: Folder, name: &str) -> PathBuf {
+        self.root.join(folder.name()).join(name)
+    }
+
+    /// Gives each file name to `each` until it answers `false`.
+    fn list_folder(&self, folder: Folder, mut each: impl FnMut(&str) -> bool) -> io::Result<()> {
+        let listing = match fs::read_dir(self.root.join(folder.name())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            listing => listing?,
+        };
+        for file in listing {
+            let name = file?.file_name();
+            // Names beginning with a dot are not messages by the convention; ones that are not UTF-8 are nobody's.
+            let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+            if !each(name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stands for a size that the name does not tell while a listing is made.
+const UNKNOWN_SIZE: u64 = u64::MAX;
+
+/// The size in `,W=` of the base name.
+fn named_size(name: &str) -> Option<u64> {
+    base_name(name).split(',').skip(1).find_map(|part| part.strip_prefix("W=")?.parse().ok()).filter(|&n| n < 1 << 60)
+}
+
+/// Seconds and microseconds in a name, for order; 0 where there are none.
+fn arrival(name: &str) -> (u64, u64) {
+    fn number(text: &str) -> u64 {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        text[..digits].parse().unwrap_or(0)
+    }
+    let micros = name.split_once('.').and_then(|(_, rest)| rest.strip_prefix('M')).map_or(0, number);
+    (number(name), micros)
+}
+
+/// Octets of a file with each LF sent as CRLF and a line end at the end.
+fn measure_file(mut file: File) -> io::Result<u64> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let (mut size, mut last) = (0, b'\n');
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(if last == b'\n' { size } else { size + 2 });
+        }
+        for at in memchr::memchr_iter(b'\n', &buffer[..read]) {
+            let before = if at == 0 { last } else { buffer[at - 1] };
+            size += u64::from(before != b'\r');
+        }
+        size += read as u64;
+        last = buffer[read - 1];
+    }
+}
+
+/// Delivers messages; the answer is in the same order. Each mailbox folder is synced once for all its messages.
+/// `Ok` means durable: the message survives a crash of process, kernel and power.
+pub fn deliver_batch(messages: &[NewMessage<'_>]) -> Vec<io::Result<()>> {
+    let mut results: Vec<io::Result<()>> = Vec::with_capacity(messages.len());
+    // Two passes, so that one message's sync also carries what the file system has queued of the others.
+    let pending: Vec<io::Result<Written>> = messages.iter().map(write_to_tmp).collect();
+    for (message, pending) in messages.iter().zip(pending) {
+        results.push(pending.and_then(|written| publish(message, written)));
+    }
+    let mut synced: Vec<&Maildir> = Vec::new();
+    for (index, message) in messages.iter().enumerate() {
+        if results[index].is_err() || synced.contains(&message.maildir) {
+            continue;
+        }
+        synced.push(message.maildir);
+        if let Err(error) = sync_folder(&message.maildir.root.join("new")) {
+            for (other, result) in messages.iter().zip(&mut results) {
+                if other.maildir == message.maildir && result.is_ok() {
+                    *result = Err(copy_error(&error));
+                }
+            }
+        }
+    }
+    results
+}
+
+fn copy_error(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
+enum Written {
+    /// In `tmp`, not synced yet, to be renamed to this name.
+    InTmp(File, String),
+    /// An earlier try had put it into `new` or `cur`.
+    Before,
+}
+
+fn write_to_tmp(message: &NewMessage<'_>) -> io::Result<Written> {
+    let sizes = Sizes::of(message);
+    let name = format!("{},S={},W={}", message.unique_name, sizes.stored, sizes.wire);
+    if was_delivered(message.maildir, &name) {
+        return Ok(Written::Before);
+    }
+    let path = tmp_path(message);
+    let mut file = match create_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            message.maildir.create()?;
+            create_file(&path)?
+        }
+        created => created?,
+    };
+    match write_content(message, &mut file) {
+        Ok(()) => Ok(Written::InTmp(file, name)),
+        Err(error) => {
+            // A message that cannot be written must not keep the space that it took.
+            let _ = fs::remove_file(&path);
+            Err(error)
+        }
+    }
+}
+
+/// The name in `tmp` is the same for each try, so that what a crash leaves is overwritten by the repeat.
+fn tmp_path(message: &NewMessage<'_>) -> PathBuf {
+    message.maildir.root.join("tmp").join(message.unique_name)
+}
+
+fn create_file(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).custom_flags(flags).open(path)
+}
+
+fn was_delivered(maildir: &Maildir, name: &str) -> bool {
+    let exists = |folder, name: &str| fs::symlink_metadata(maildir.path(folder, name)).is_ok();
+    exists(Folder::New, name) || COMMON_FLAGS.iter().any(|flags| exists(Folder::Cur, &format!("{name}{flags}")))
+}
+
+fn write_content(message: &NewMessage<'_>, file: &mut File) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(CHUNK_BYTES);
+    let mut result = Ok(());
+    each_line(message, |line| {
+        if result.is_err() {
+            return;
+        }
+        if buffer.len() + line.len() + 1 > CHUNK_BYTES {
+            result = file.write_all(&buffer);
+            buffer.clear();
+        }
+        buffer.extend_from_slice(line);
+        buffer.push(b'\n');
+    });
+    result.and_then(|()| file.write_all(&buffer))
+}
+
+fn publish(message: &NewMessage<'_>, written: Written) -> io::Result<()> {
+    let Written::InTmp(file, name) = written else { return Ok(()) };
+    let path = tmp_path(message);
+    let done = file.sync_data().and_then(|()| fs::rename(&path, message.maildir.path(Folder::New, &name)));
+    if done.is_err() {
+        let _ = fs::remove_file(&path);
+    }
+    done
+}
+
+/// What the name says of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Sizes {
+    /// Octets of the file.
+    stored: u64,
+    /// Octets that POP3 sends, without dot-stuffing.
+    wire: u64,
+}
+
+impl Sizes {
+    fn of(message: &NewMessage<'_>) -> Sizes {
+        let mut sizes = Sizes { stored: 0, wire: 0 };
+        each_line(message, |line| {
+            let length = line.len() as u64;
+            sizes.stored += length + 1;
+            // A stored CR LF goes out as it is, a lone LF as CR LF.
+            sizes.wire += length + if line.last() == Some(&b'\r') { 1 } else { 2 };
+        });
+        sizes
+    }
+}
+
+/// Gives each line of the message as it is stored, without its line end.
+fn each_line(message: &NewMessage<'_>, mut each: impl FnMut(&[u8])) {
+    for (part, stuffed) in [(message.prefix, false), (message.trace, false), (message.body, !message.no_leading_dots)] {
+        let mut rest = part;
+        while !rest.is_empty() {
+            let (line, next) = match memchr::memchr(b'\n', rest) {
+                Some(at) => (&rest[..at], &rest[at + 1..]),
+                None => (rest, &rest[..0]),
+            };
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            each(if stuffed { line.strip_prefix(b".").unwrap_or(line) } else { line });
+            rest = next;
+        }
+    }
+}
+
+/// Makes a folder 0700 and its missing parents, each durable: the parent is synced.
+pub(super) fn create_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).ok_or(error)?;
+            create_folder(parent)?;
+            match DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => sync_folder(parent),
+        None => sync_folder(Path::new(".")),
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn message<'a>(maildir: &'a Maildir, body: &'a [u8]) -> NewMessage<'a> {
+        let prefix = b"Return-Path: <a@b>\r\n";
+        let trace = b"Received: x\r\n\ty\r\n";
+        NewMessage { maildir, unique_name: "17.M000001QAR0.mx", prefix, trace, body, no_leading_dots: false }
+    }
+
+    fn deliver(message: NewMessage<'_>) {
+        for result in deliver_batch(&[message]) {
+            result.unwrap();
+        }
+    }
+
+    fn read(maildir: &Maildir, entry: &Entry) -> Vec<u8> {
+        let mut content = Vec::new();
+        maildir.open(entry).unwrap().read_to_end(&mut content).unwrap();
+        content
+    }
+
+    #[test]
+    fn a_message_is_stored_with_lf_unstuffed_and_both_sizes_in_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(&folder.path().join("mail"), "joe");
+        assert_eq!(maildir.list().unwrap(), []);
+        deliver(message(&maildir, b"Subject: s\r\n\r\n..dot\r\n.. \r\nend\r\n"));
+        let entries = maildir.list().unwrap();
+        let content = read(&maildir, &entries[0]);
+        assert_eq!(content, b"Return-Path: <a@b>\nReceived: x\n\ty\nSubject: s\n\n.dot\n. \nend\n");
+        assert_eq!(&*entries[0].name, "17.M000001QAR0.mx,S=58,W=66");
+        assert_eq!((content.len(), entries[0].size), (58, 66));
+        let path = maildir.path(Folder::New, &entries[0].name);
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&maildir.root).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_dir(maildir.root.join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn dots_stay_where_the_body_is_known_to_have_none_stuffed() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(folder.path(), "joe");
+        deliver(NewMessage { prefix: b"", trace: b"", no_leading_dots: true, ..message(&maildir, b"a\r\nb") });
+        let entries = maildir.list().unwrap();
+        assert_eq!(read(&maildir, &entries[0]), b"a\nb\n");
+        assert_eq!(&*entries[0].name, "17.M000001QAR0.mx,S=4,W=6");
+    }
+
+    #[test]
+    fn a_repeat_adds_no_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(folder.path(), "joe");
+        for _ in 0..2 {
+            deliver(message(&maildir, b"x\r\n"));
+            assert_eq!(maildir.list().unwrap().len(), 1);
+        }
+        let name = &maildir.list().unwrap()[0].name;
+        for flags in [":2,", ":2,S"] {
+            let from =
+                fs::read_dir(maildir.root.join("new")).unwrap().chain(fs::read_dir(maildir.root.join("cur")).unwrap());
+            let from = from.map(|file| file.unwrap().path()).next().unwrap();
+            fs::rename(from, maildir.path(Folder::Cur, &format!("{name}{flags}"))).unwrap();
+            deliver(message(&maildir, b"x\r\n"));
+            assert_eq!(maildir.list().unwrap().len(), 1);
+        }
+        // Left in tmp by a crash: overwritten.
+        let other = NewMessage { unique_name: "18.M000001QBR0.mx", ..message(&maildir, b"x\r\n") };
+        fs::write(tmp_path(&other), "half a mess").unwrap();
+        deliver(other);
+        assert_eq!(maildir.list().unwrap().len(), 2);
+        assert_eq!(fs::read_dir(maildir.root.join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_batch_answers_for_each_message_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = Maildir::of_user(folder.path(), "joe");
+        let bad = Maildir::of_user(folder.path(), "ann");
+        fs::write(&bad.root, "not a folder").unwrap();
+        let results = deliver_batch(&[message(&bad, b"x\r\n"), message(&good, b"x\r\n"), message(&bad, b"x\r\n")]);
+        let outcome: Vec<bool> = results.iter().map(Result::is_ok).collect();
+        assert_eq!(outcome, [false, true, false]);
+        assert_eq!(good.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn order_is_that_of_arrival_and_files_of_others_are_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(folder.path(), "joe");
+        maildir.create().unwrap();
+        let put = |path: &str, content: &str| fs::write(maildir.root.join(path), content).unwrap();
+        put("new/20.M000002P1.x,S=3,W=4", "ab\n");
+        put("new/20.M000001P1.x", "a\nb\n");
+        put("cur/3.1.x:2,S", "a\r\nno end");
+        put("cur/100.5.x,W=nonsense:2,", "");
+        put("new/.hidden", "x");
+        let listed: Vec<(String, u64)> =
+            maildir.list().unwrap().iter().map(|entry| (entry.base_name().to_owned(), entry.size)).collect();
+        let expected = [("3.1.x", 11), ("20.M000001P1.x", 6), ("20.M000002P1.x,S=3,W=4", 4), ("100.5.x,W=nonsense", 0)];
+        assert_eq!(listed, expected.map(|(name, size)| (name.to_owned(), size)));
+    }
+
+    #[test]
+    fn messages_that_another_program_moved_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(folder.path(), "joe");
+        deliver(message(&maildir, b"x\r\n"));
+        let listed = maildir.list().unwrap();
+        let (from, to) = (maildir.path(Folder::New, &listed[0].name), format!("{}:2,FS", listed[0].name));
+        fs::rename(from, maildir.path(Folder::Cur, &to)).unwrap();
+        assert!(read(&maildir, &listed[0]).ends_with(b"x\n"));
+        maildir.remove(&listed).unwrap();
+        assert_eq!(maildir.list().unwrap(), []);
+        maildir.remove(&listed).unwrap();
+        assert_eq!(maildir.open(&listed[0]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(unique_name(1_700_000_000_123, "0000G1", 2, "a/b:c"), "1700000000.M123000Q0000G1R2.a\\057b\\072c");
+        assert_eq!(arrival("1700000000.M123000Q1R0.x"), (1_700_000_000, 123_000));
+        assert_eq!(arrival("x.y"), (0, 0));
+        assert_eq!(named_size("1.x,S=5,W=7:2,W=9"), Some(7));
+        assert_eq!(named_size("1.x,S=5:2,W=9"), None);
+    }
+}
