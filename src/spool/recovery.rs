@@ -417,7 +417,8 @@ pub(crate) fn settle<D: Disk>(
     }
     let stay: Vec<FoundSegment> = recovered.segments.iter().filter(|segment| segment.live > 0).copied().collect();
     let mut scanned = Vec::new();
-    for segment in &stay {
+    // Those that go, too: a power cut may bring their files back.
+    for segment in &recovered.segments {
         put_scanned(&mut scanned, segment.header.number, segment.header.len);
     }
     let mut writer = JournalWriter::new();
@@ -448,6 +449,7 @@ pub(crate) fn settle<D: Disk>(
             disk.open(&file_name(SEGMENTS, number, "seg"))?.give_back(segment.end, len)?;
         }
     }
+    disk.sync_folder(SEGMENTS)?;
     for number in &recovered.large_orphans {
         disk.remove(&file_name(LARGE, *number, "body"))?;
     }
