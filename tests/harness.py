@@ -856,6 +856,25 @@ def queue_id_of(reply):
     return match[1]
 
 
+def fetchmail(box, folder, server, port, user, password, netns=None):
+    """Let fetchmail take every message of a maildrop, each into a file of its own (LF line ends)."""
+    folder.mkdir()
+    store = box.dir / "fetchmail-store"
+    store.write_text(f'#!/bin/sh\nexec cat >"$(mktemp {folder}/XXXXXXXX)"\n')
+    store.chmod(0o755)
+    config = box.dir / "fetchmailrc"
+    config.write_text(f"""\
+set invisible
+set idfile "{box.dir}/fetchids"
+poll {server} service {port} protocol pop3 timeout 20
+  user "{user}" password "{password}" is "{user}" here
+  nokeep fetchall no rewrite sslproto "" mda "{store}"
+""")
+    config.chmod(0o600)
+    run(in_netns(netns, ["fetchmail", "-f", config, "--pidfile", box.dir / "fetchmail.pid", "--nosyslog"]),
+        env={"HOME": str(box.dir), "FETCHMAILHOME": str(box.dir)})
+
+
 # ---------------------------------------------------------------------------------------------------- the runner
 
 

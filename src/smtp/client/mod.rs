@@ -85,6 +85,9 @@ pub enum End {
     Closed,
     /// It never became ready or broke. A code of 5xx is the server's own (greeting, EHLO); all else is 4xx.
     Failed(Reply),
+    /// It failed because TLS could not be started after the server had agreed to; a new session with the same host
+    /// may do without, where the policy allows.
+    TlsFailed(Reply),
 }
 
 /// The line that ends the content: `tail` is its last octets (at least two, where it has so many).
@@ -278,7 +281,7 @@ impl Client {
         }
     }
 
-    /// Octets to send; the driver clears them when they are written (and so keeps the buffer).
+    /// Octets to send. The driver clears them when they are written, which is before it reads again.
     pub fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
@@ -369,6 +372,11 @@ impl Client {
     }
 
     fn handle_reply(&mut self, code: u16) {
+        // A command that is not written yet cannot have been answered: the server is out of step, or wants us to
+        // take one reply for another.
+        if !self.output.is_empty() && code != 421 {
+            return self.fail(Trouble::Unexpected(self.stage(), self.parser.reply()));
+        }
         let state = match std::mem::replace(&mut self.state, State::Ended) {
             State::Quit => return self.end(End::Closed),
             state if code == 421 => {
@@ -652,11 +660,16 @@ impl Client {
         if trouble.leaves_session_in_step() {
             self.output.extend_from_slice(b"QUIT\r\n");
         }
-        self.end(End::Failed(reply));
+        self.end(match trouble {
+            Trouble::TlsFailed(_) | Trouble::PlainTextBeforeTls => End::TlsFailed(reply),
+            _ => End::Failed(reply),
+        });
     }
 
     fn end(&mut self, end: End) {
         self.state = State::Ended;
+        // What was asked of the driver is void, what a transaction came to is not.
+        self.events.retain(|event| matches!(event, Event::Done(_)));
         self.events.push_back(Event::Ended(end));
     }
 }
