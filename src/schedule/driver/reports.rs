@@ -46,13 +46,7 @@ struct Submitted {
 }
 
 impl Reporter {
-    pub(super) fn new(
-        hostname: &str,
-        reader: SpoolReader,
-        events: EventLog,
-        answers: Answers,
-        seed: u64,
-    ) -> Reporter {
+    pub(super) fn new(hostname: &str, reader: SpoolReader, events: EventLog, answers: Answers, seed: u64) -> Reporter {
         let maker = Maker { hostname: hostname.into(), reader, events, answers, seed };
         Reporter { maker, building: 0, waiting: VecDeque::new(), submitted: HashMap::new() }
     }
