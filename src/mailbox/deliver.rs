@@ -9,7 +9,7 @@ use super::maildir::{Maildir, NewMessage, deliver_batch, unique_name};
 use crate::bus::{Deferral, DeferralScope, Job, JobDone, LaneState, Outcome, RecipientIndex, ToScheduler};
 use crate::rt::{self, HelperError, HelperPool, Sender, TaskGroup};
 use crate::smtp::{EnhancedCode, Reply, ReversePath};
-use crate::spool::{Envelope, Location};
+use crate::spool::{Envelope, Location, SpoolReader, StoredMessage};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
@@ -47,6 +47,31 @@ pub trait StoredContent {
     fn no_leading_dots(&self) -> bool;
     /// Arrival, milliseconds since the UNIX epoch.
     fn arrival_ms(&self) -> u64;
+}
+
+impl MessageReader for SpoolReader {
+    type Message = StoredMessage;
+    fn message(&self, location: Location) -> Result<StoredMessage, String> {
+        SpoolReader::message(self, location).map_err(|error| error.to_string())
+    }
+}
+
+impl StoredContent for StoredMessage {
+    fn envelope(&self) -> &Envelope {
+        StoredMessage::envelope(self)
+    }
+    fn trace(&self) -> &[u8] {
+        StoredMessage::trace(self)
+    }
+    fn body(&self) -> &[u8] {
+        StoredMessage::body(self)
+    }
+    fn no_leading_dots(&self) -> bool {
+        StoredMessage::no_leading_dots(self)
+    }
+    fn arrival_ms(&self) -> u64 {
+        StoredMessage::arrival_ms(self)
+    }
 }
 
 /// What became of a job's recipients, in the job's order.
