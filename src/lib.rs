@@ -20,4 +20,6 @@ pub mod schedule;
 pub mod smtp;
 pub mod spool;
 pub mod telemetry;
+#[cfg(test)]
+mod tidy;
 pub mod tls;

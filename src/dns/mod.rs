@@ -7,6 +7,8 @@ pub mod cache;
 pub mod name;
 pub mod resolver;
 pub mod route;
+#[cfg(test)]
+mod testing;
 pub mod wire;
 
 pub use name::DomainName;

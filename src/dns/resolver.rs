@@ -147,7 +147,7 @@ struct FlightGuard {
 impl Drop for FlightGuard {
     fn drop(&mut self) {
         self.shared.flights.borrow_mut().remove(&self.question);
-        self.flight.result.borrow_mut().get_or_insert(Err(Trouble::Overloaded));
+        self.flight.result.borrow_mut().get_or_insert(Err(Trouble::Broken));
         self.flight.landed.notify_all();
     }
 }
@@ -469,7 +469,9 @@ impl Shared {
 
     async fn ask_tcp(&self, server: SocketAddr, question: &Question, edns: bool) -> Result<Answer, Trouble> {
         let id = self.next_id();
-        let bytes = exchange_tcp(server, &wire::encode_query(question, id, edns), rt::now() + TCP_TIME)
+        // Connection, query and answer are two round trips.
+        let deadline = rt::now() + 2 * self.settings.timeout;
+        let bytes = exchange_tcp(server, &wire::encode_query(question, id, edns), deadline)
             .await
             .map_err(|error| trouble_of(&error))?;
         match wire::judge(&bytes, question, id, true) {
@@ -549,5 +551,261 @@ pub const QUESTION_TIME_MAX: Duration = Duration::from_secs(30);
 const FOREIGN_DATAGRAMS_MAX: usize = 100;
 /// More than we announce, for servers that do not care.
 const UDP_BUFFER_OCTETS: usize = 4096;
-/// Connection, query and answer over TCP.
-const TCP_TIME: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Zone, serve};
+    use super::*;
+    use std::sync::Arc;
+
+    fn settings(servers: Vec<SocketAddr>) -> ResolverSettings {
+        ResolverSettings { servers, timeout: Duration::from_millis(200), attempts: 2 }
+    }
+
+    /// Runs `act` with a resolver that asks these servers.
+    fn check<Fut: Future<Output = ()>>(servers: Vec<SocketAddr>, act: impl FnOnce(Resolver) -> Fut + Send + 'static) {
+        rt::run_to_end("test", move || async move { act(Resolver::new(settings(servers))).await }).unwrap();
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn address_of(zone: &Arc<Zone>) -> SocketAddr {
+        serve(zone.clone())
+    }
+
+    #[test]
+    fn records_are_found_once_asked_for_and_remembered() {
+        let zone = Arc::new(
+            Zone::new()
+                .mx("a.example", 20, "mx2.example")
+                .mx("a.example", 10, "mx1.example")
+                .address("mx1.example", "192.0.2.1")
+                .address("mx1.example", "2001:db8::1")
+                .mx("null.example", 0, ""),
+        );
+        let seen = zone.clone();
+        check(vec![address_of(&zone)], move |resolver| async move {
+            let expected = vec![(20, "mx2.example".to_owned()), (10, "mx1.example".to_owned())];
+            for domain in ["a.example", "A.Example.", "a.example"] {
+                let answer = resolver.mx(domain).await.unwrap();
+                assert_eq!(answer, MxAnswer { records: expected.clone(), null: false });
+            }
+            assert_eq!(seen.queries(), 1, "the cache answers");
+            assert!(resolver.mx("null.example").await.unwrap().null);
+            let both = [ip("192.0.2.1"), ip("2001:db8::1")];
+            let host = "mx1.example";
+            assert_eq!(resolver.addresses(host, FamilyPolicy::Ipv4First).await.unwrap(), both);
+            assert_eq!(resolver.addresses(host, FamilyPolicy::Ipv6First).await.unwrap(), [both[1], both[0]]);
+            assert_eq!(resolver.addresses(host, FamilyPolicy::Ipv4Only).await.unwrap(), [both[0]]);
+            assert_eq!(resolver.addresses(host, FamilyPolicy::Ipv6Only).await.unwrap(), [both[1]]);
+            assert_eq!(resolver.mx("mx1.example").await, Err(DnsError::NoData("mx1.example".into(), "MX")));
+            assert_eq!(resolver.mx("no.example").await, Err(DnsError::NxDomain("no.example".into())));
+            assert_eq!(resolver.mx("not a name").await, Err(DnsError::BadName("not a name".into())));
+        });
+    }
+
+    #[test]
+    fn what_needs_no_server_asks_none() {
+        check(Vec::new(), |resolver| async move {
+            let all = FamilyPolicy::Ipv4First;
+            assert_eq!(resolver.addresses("localhost", all).await.unwrap(), [ip("127.0.0.1"), ip("::1")]);
+            assert_eq!(resolver.addresses("192.0.2.7", all).await.unwrap(), [ip("192.0.2.7")]);
+            assert!(matches!(resolver.mx("localhost").await, Err(DnsError::NoData(..))));
+            let error = resolver.mx("a.example").await.unwrap_err();
+            assert_eq!(error, DnsError::Transient("a.example MX".into(), Trouble::Unreachable));
+        });
+    }
+
+    #[test]
+    fn many_that_ask_the_same_share_one_query() {
+        let zone = Arc::new(Zone::new().mx("a.example", 10, "mx.example").delay_ms("a.example", 50));
+        let seen = zone.clone();
+        check(vec![address_of(&zone)], move |resolver| async move {
+            let group = rt::TaskGroup::default();
+            for _ in 0..100 {
+                let resolver = resolver.clone();
+                group.spawn(async move { assert_eq!(resolver.mx("a.example").await.unwrap().records.len(), 1) });
+            }
+            group.all_ended().await;
+            assert_eq!(seen.queries(), 1);
+        });
+        assert_eq!(zone.queries(), 1);
+    }
+
+    #[test]
+    fn more_questions_than_places_are_all_answered() {
+        let names: Vec<String> = (0..2 * QUERIES_MAX).map(|n| format!("n{n}.example")).collect();
+        let zone = Arc::new(names.iter().fold(Zone::new(), |zone, name| zone.mx(name, 10, "mx.example")));
+        check(vec![address_of(&zone)], move |resolver| async move {
+            let answered = Rc::new(Cell::new(0));
+            let group = rt::TaskGroup::default();
+            for name in names {
+                let (resolver, answered) = (resolver.clone(), answered.clone());
+                group.spawn(async move {
+                    // A datagram may be lost when this many come at once: then the failure is an answer as well.
+                    match resolver.mx(&name).await {
+                        Ok(_) | Err(DnsError::Transient(_, Trouble::Timeout)) => answered.set(answered.get() + 1),
+                        Err(error) => panic!("{error}"),
+                    }
+                });
+            }
+            group.all_ended().await;
+            assert_eq!(answered.get(), 2 * QUERIES_MAX);
+            assert_eq!(resolver.0.asking.get(), 0);
+            assert!(resolver.0.turns.borrow().is_empty() && resolver.0.flights.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_cut_answer_is_asked_for_over_tcp() {
+        let zone =
+            (0..60).fold(Zone::new(), |zone, n| zone.mx("big.example", n, &format!("host-with-a-name-{n}.example")));
+        let zone = Arc::new(zone);
+        let seen = zone.clone();
+        check(vec![address_of(&zone)], move |resolver| async move {
+            assert_eq!(resolver.mx("big.example").await.unwrap().records.len(), 60);
+            assert_eq!((seen.queries(), seen.tcp_queries()), (1, 1));
+        });
+    }
+
+    #[test]
+    fn silence_over_tcp_ends() {
+        let zone =
+            (0..60).fold(Zone::new(), |zone, n| zone.mx("big.example", n, &format!("host-with-a-name-{n}.example")));
+        let zone = Arc::new(zone.silent_over_tcp());
+        let seen = zone.clone();
+        check(vec![address_of(&zone)], move |resolver| async move {
+            let error = resolver.mx("big.example").await.unwrap_err();
+            assert_eq!(error, DnsError::Transient("big.example MX".into(), Trouble::Timeout));
+            assert_eq!((seen.queries(), seen.tcp_queries()), (2, 2), "two rounds");
+        });
+    }
+
+    #[test]
+    fn a_flight_that_breaks_leaves_nobody_waiting() {
+        let address = address_of(&Arc::new(Zone::new()));
+        rt::run_to_end("test", move || async move {
+            let resolver = Resolver::with_ids(settings(vec![address]), Box::new(|| panic!("no ids")));
+            let error = resolver.mx("a.example").await.unwrap_err();
+            assert_eq!(error, DnsError::Transient("a.example MX".into(), Trouble::Broken));
+            assert!(resolver.0.flights.borrow().is_empty());
+            assert_eq!(resolver.0.asking.get(), 0);
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn lies_are_not_believed() {
+        // Before the answer: wrong id, wrong question, a query, noise.
+        let zone = Arc::new(Zone::new().mx("a.example", 10, "mx.example").lies_first("a.example"));
+        check(vec![address_of(&zone)], |resolver| async move {
+            assert_eq!(resolver.mx("a.example").await.unwrap().records, [(10, "mx.example".to_owned())]);
+        });
+    }
+
+    #[test]
+    fn servers_are_tried_in_turn_and_the_good_one_is_kept() {
+        let deaf = Arc::new(Zone::new().deaf("a.example").deaf("b.example"));
+        let failing = Arc::new(Zone::new().code("a.example", 2).code("b.example", 2));
+        let good = Arc::new(Zone::new().mx("a.example", 10, "mx.example").mx("b.example", 10, "mx.example"));
+        let servers = vec![address_of(&deaf), address_of(&failing), address_of(&good)];
+        check(servers, |resolver| async move {
+            assert!(resolver.mx("a.example").await.is_ok());
+            assert!(resolver.mx("b.example").await.is_ok());
+        });
+        assert_eq!((deaf.queries(), failing.queries(), good.queries()), (1, 1, 2));
+    }
+
+    #[test]
+    fn trouble_is_told_apart_and_asked_for_only_as_often_as_it_makes_sense() {
+        let zone = Arc::new(
+            Zone::new()
+                .code("servfail.example", 2)
+                .code("refused.example", 5)
+                .deaf("deaf.example")
+                .code("odd.example", 9),
+        );
+        let seen = zone.clone();
+        check(vec![address_of(&zone)], move |resolver| async move {
+            let cases = [
+                ("servfail.example", Trouble::ServFail, 1),
+                ("refused.example", Trouble::Refused, 1),
+                ("odd.example", Trouble::Code(9), 1),
+                ("deaf.example", Trouble::Timeout, 2),
+            ];
+            for (domain, trouble, queries) in cases {
+                let before = seen.queries();
+                let error = resolver.mx(domain).await.unwrap_err();
+                assert_eq!(error, DnsError::Transient(format!("{domain} MX"), trouble));
+                assert!(error.is_transient());
+                assert_eq!(resolver.mx(domain).await.unwrap_err(), error, "remembered for a moment");
+                assert_eq!(seen.queries() - before, queries, "{domain}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_server_without_edns_is_asked_without() {
+        let zone = Arc::new(Zone::new().mx("a.example", 10, "mx.example").no_edns());
+        let seen = zone.clone();
+        check(vec![address_of(&zone)], move |resolver| async move {
+            assert!(resolver.mx("a.example").await.is_ok());
+            assert_eq!(seen.queries(), 2);
+        });
+    }
+
+    #[test]
+    fn trouble_with_one_family_does_not_harm_the_other() {
+        let zone = Zone::new().address("a.example", "192.0.2.1").deaf_for_aaaa("a.example");
+        check(vec![address_of(&Arc::new(zone))], |resolver| async move {
+            assert_eq!(resolver.addresses("a.example", FamilyPolicy::Ipv4First).await.unwrap(), [ip("192.0.2.1")]);
+        });
+    }
+
+    #[test]
+    fn an_alias_that_the_server_leaves_open_is_followed() {
+        let zone = Arc::new(
+            Zone::new()
+                .alias("a.example", "b.example")
+                .alias("b.example", "c.example")
+                .address("c.example", "192.0.2.3")
+                .alias("round.example", "about.example")
+                .alias("about.example", "round.example"),
+        );
+        let seen = zone.clone();
+        check(vec![address_of(&zone)], move |resolver| async move {
+            let four = FamilyPolicy::Ipv4Only;
+            assert_eq!(resolver.addresses("a.example", four).await.unwrap(), [ip("192.0.2.3")]);
+            assert_eq!(seen.queries(), 3);
+            let error = resolver.addresses("round.example", four).await.unwrap_err();
+            assert_eq!(error, DnsError::Transient("round.example A".into(), Trouble::AliasChain));
+            assert_eq!(seen.queries(), 3 + ALIAS_QUERIES_MAX);
+        });
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_is_no_absence() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let nobody = socket.local_addr().unwrap();
+        drop(socket);
+        check(vec![nobody], |resolver| async move {
+            let error = resolver.mx("a.example").await.unwrap_err();
+            assert_eq!(error, DnsError::Transient("a.example MX".into(), Trouble::Unreachable));
+        });
+    }
+
+    #[test]
+    fn servers_come_from_resolv_conf() {
+        let check = |text: &str, expected: &[&str]| {
+            let expected: Vec<SocketAddr> = expected.iter().map(|text| text.parse().unwrap()).collect();
+            assert_eq!(servers_of_resolv_conf(text.as_bytes()).unwrap(), expected, "{text:?}");
+        };
+        check("nameserver 192.0.2.1\nnameserver 2001:db8::1\n", &["192.0.2.1:53", "[2001:db8::1]:53"]);
+        check("search example.com\noptions strange-thing\nnonsense\nnameserver 192.0.2.1\n", &["192.0.2.1:53"]);
+        check("", &["127.0.0.1:53"]);
+        check("nameserver fe80::1%eth0\nnameserver 192.0.2.1\n", &["192.0.2.1:53"]);
+        assert!(servers_of_resolv_conf(b"nameserver fe80::1%eth0\n").is_err());
+    }
+}

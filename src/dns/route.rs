@@ -296,6 +296,9 @@ pub mod plan {
         hostname: &str,
         random: &mut dyn FnMut() -> u64,
     ) -> Result<Plan, RouteFailure> {
+        if DomainName::parse(domain).is_some_and(|name| name.is_numeric()) {
+            return Err(permanent(550, (1, 2), &format!("{domain} is an address without brackets, not a domain")));
+        }
         let answer = match found {
             Ok(answer) => answer,
             // RFC 5321 section 5.1: no MX record at all makes the domain its own host.
@@ -490,3 +493,343 @@ pub mod plan {
 pub const HOSTS_MAX: usize = 10;
 /// Addresses used of one host (RFC 5321 section 5.1 leaves the number to us).
 pub const ADDRESSES_PER_HOST_MAX: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::super::resolver::{MxAnswer, ResolverSettings};
+    use super::super::testing::{Zone, serve};
+    use super::super::wire::Trouble;
+    use super::*;
+    use std::time::Duration;
+
+    const HOSTNAME: &str = "relay.example";
+
+    fn options() -> RouteOptions {
+        RouteOptions { port: 25, allow_private_targets: false, family: FamilyPolicy::Ipv4First }
+    }
+
+    fn identity() -> Identity {
+        Identity { hostname: HOSTNAME.into(), listeners: vec!["203.0.113.5:25".parse().unwrap()] }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn mx(records: &[(u16, &str)]) -> Result<MxAnswer, DnsError> {
+        Ok(MxAnswer { records: records.iter().map(|&(p, host)| (p, host.to_owned())).collect(), null: false })
+    }
+
+    fn plan_of(found: Result<MxAnswer, DnsError>) -> Result<plan::Plan, RouteFailure> {
+        plan::from_mx("d.example", found, HOSTNAME, &mut || 0)
+    }
+
+    /// `550 5.1.2`, without the text.
+    fn code_of(failure: &RouteFailure) -> String {
+        let (reply, class) = match failure {
+            RouteFailure::Permanent(reply) => (reply, 5),
+            RouteFailure::Transient(reply) => (reply, 4),
+        };
+        let enhanced = reply.enhanced.unwrap();
+        assert_eq!((reply.code / 100, u16::from(enhanced.class)), (class, class), "{reply}");
+        assert!(!reply.text.is_empty() && reply.text.bytes().all(|octet| (b' '..=b'~').contains(&octet)));
+        format!("{} {enhanced}", reply.code)
+    }
+
+    fn no_such(name: &str) -> DnsError {
+        DnsError::NxDomain(name.into())
+    }
+
+    fn no_data(name: &str) -> DnsError {
+        DnsError::NoData(name.into(), "address")
+    }
+
+    fn later(name: &str) -> DnsError {
+        DnsError::Transient(name.into(), Trouble::ServFail)
+    }
+
+    #[test]
+    fn mx_answers_become_hosts_or_failures() {
+        let check = |found: Result<MxAnswer, DnsError>, expected: Result<&[&str], &str>| {
+            let got = plan_of(found.clone());
+            let got = got.as_ref().map(|plan| plan.hosts.iter().map(|host| host.name.as_str()).collect::<Vec<_>>());
+            assert_eq!(got.map_err(code_of), expected.map(<[_]>::to_vec).map_err(str::to_owned), "{found:?}");
+        };
+        check(mx(&[(20, "b."), (10, "a.")]), Ok(&["a", "b"]));
+        check(mx(&[(10, "A"), (20, "a")]), Ok(&["a"]));
+        check(Ok(MxAnswer { records: vec![], null: true }), Err("556 5.1.10"));
+        check(Err(no_such("d.example")), Err("550 5.1.2"));
+        check(Err(DnsError::BadName("d\u{7f}ü".into())), Err("550 5.1.2"));
+        check(Err(no_data("d.example")), Ok(&["d.example"]));
+        check(Err(later("d.example")), Err("451 4.4.3"));
+        // Ourselves in the list: what is not better than us goes.
+        check(mx(&[(10, "a"), (20, "RELAY.example"), (20, "b"), (30, "c")]), Ok(&["a"]));
+        check(mx(&[(10, HOSTNAME), (20, "b")]), Err("550 5.4.6"));
+        check(mx(&[(10, "b"), (10, HOSTNAME)]), Err("550 5.4.6"));
+        // Addresses and bad names are no hosts.
+        check(mx(&[(1, "192.0.2.1"), (2, "a b"), (3, "a\\032b"), (4, "good")]), Ok(&["good"]));
+        check(mx(&[(1, "192.0.2.1")]), Err("550 5.4.4"));
+    }
+
+    #[test]
+    fn an_address_without_brackets_is_no_domain() {
+        let failure = plan::from_mx("192.0.2.1", Err(no_data("192.0.2.1")), HOSTNAME, &mut || 0).unwrap_err();
+        assert_eq!(code_of(&failure), "550 5.1.2");
+    }
+
+    #[test]
+    fn equals_are_shuffled_and_preferences_kept() {
+        let records: Vec<(u16, String)> = (0..6).map(|n| (if n < 3 { 1 } else { 2 }, format!("h{n}"))).collect();
+        let found = Ok(MxAnswer { records, null: false });
+        let mut orders = std::collections::BTreeSet::new();
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        };
+        let mut sites = std::collections::BTreeSet::new();
+        for _ in 0..1000 {
+            let plan = plan::from_mx("d.example", found.clone(), HOSTNAME, &mut random).unwrap();
+            assert!(plan.hosts.is_sorted_by_key(|host| host.preference));
+            orders.insert(plan.hosts.iter().map(|host| host.name.clone()).collect::<Vec<_>>());
+            sites.insert(plan.site_name);
+        }
+        assert_eq!(orders.len(), 36, "every order of two times three");
+        assert_eq!(sites.len(), 1, "one site");
+    }
+
+    #[test]
+    fn hosts_are_bounded() {
+        let records = (0..50).map(|n| (n, format!("h{n}"))).collect();
+        let plan = plan_of(Ok(MxAnswer { records, null: false })).unwrap();
+        assert_eq!(plan.hosts.len(), HOSTS_MAX);
+        assert_eq!(plan.hosts[9].name, "h9");
+    }
+
+    #[test]
+    fn site_names_say_same_hosts_in_same_order() {
+        let site = |records: &[(u16, &str)]| plan_of(mx(records)).unwrap().site_name;
+        assert_eq!(site(&[(10, "a")]), "mx:a");
+        assert_eq!(plan_of(Err(no_data("a"))).unwrap().site_name, "mx:a", "as if it named itself");
+        let two = site(&[(10, "a"), (20, "b")]);
+        assert!(two.starts_with("mx:a#") && two.len() == 25, "{two}");
+        assert_eq!(site(&[(7, "b"), (5, "A.")]), two);
+        for other in [&[(10, "a"), (10, "b")][..], &[(10, "b"), (20, "a")], &[(10, "a"), (20, "c")]] {
+            assert_ne!(site(other), two);
+        }
+    }
+
+    /// Hosts `a`, `b`, ... with preferences 10, 20, ...
+    fn check_addresses(
+        found: Vec<Result<&[&str], DnsError>>,
+        origin: plan::Origin,
+        expected: Result<&[(&str, &[&str])], &str>,
+    ) {
+        let names = ["a", "b", "c", "d"];
+        let hosts = (0..found.len())
+            .map(|n| plan::PlannedHost { preference: 10 * (n as u16 + 1), name: names[n].into() })
+            .collect();
+        let plan = plan::Plan { next_hop: "d.example".into(), site_name: "mx:s".into(), origin, hosts };
+        let answers = found.iter().cloned().map(|one| one.map(|all| all.iter().map(|text| ip(text)).collect()));
+        let verdict = |address| verdict(address, &identity(), &options(), &|_| false);
+        let got = plan::with_addresses(plan, answers.collect(), 25, &verdict);
+        let got = got.as_ref().map(|route| {
+            assert_eq!(&*route.site_name, "mx:s");
+            route.hosts.iter().map(|host| (host.name.to_string(), host.addresses.to_vec())).collect::<Vec<_>>()
+        });
+        let expected = expected.map(|hosts| {
+            hosts
+                .iter()
+                .map(|(name, all)| (name.to_string(), all.iter().map(|text| ip(text)).collect::<Vec<_>>()))
+                .collect::<Vec<_>>()
+        });
+        assert_eq!(got.map_err(code_of), expected.map_err(str::to_owned), "{found:?}");
+    }
+
+    #[test]
+    fn addresses_become_routes_or_failures() {
+        use plan::Origin::{Fixed, ImplicitMx, Mx};
+        let good: &[&str] = &["192.0.2.1", "2001:db8::1"];
+        let private: &[&str] = &["10.0.0.1"];
+        let own: &[&str] = &["203.0.113.5"];
+        check_addresses(vec![Ok(good)], Mx, Ok(&[("a", good)]));
+        check_addresses(vec![Ok(&["127.0.0.1", "192.0.2.1"])], Mx, Ok(&[("a", &["192.0.2.1"])]));
+        // Hosts that cannot be looked up are passed over.
+        check_addresses(vec![Err(later("a")), Ok(good)], Mx, Ok(&[("b", good)]));
+        check_addresses(vec![Err(no_such("a")), Ok(good)], Mx, Ok(&[("b", good)]));
+        check_addresses(vec![Ok(private), Ok(good)], Mx, Ok(&[("b", good)]));
+        // None is left: one that may come back makes it transient.
+        check_addresses(vec![Err(no_such("a")), Err(later("b"))], Mx, Err("451 4.4.3"));
+        check_addresses(vec![Ok(private), Err(later("b"))], Mx, Err("451 4.4.3"));
+        check_addresses(vec![Err(no_such("a")), Err(no_data("b"))], Mx, Err("550 5.4.4"));
+        check_addresses(vec![Ok(private)], Mx, Err("550 5.4.4"));
+        check_addresses(vec![Err(no_data("a"))], ImplicitMx, Err("550 5.4.4"));
+        check_addresses(vec![Err(no_such("a"))], ImplicitMx, Err("550 5.1.2"));
+        check_addresses(vec![Err(no_such("a"))], Fixed, Err("550 5.4.4"));
+        // Our own address cuts as our own name does.
+        check_addresses(vec![Ok(good), Ok(own), Ok(good)], Mx, Ok(&[("a", good)]));
+        check_addresses(vec![Ok(own), Ok(good)], Mx, Err("550 5.4.6"));
+        check_addresses(vec![Err(later("a")), Ok(own)], Mx, Err("451 4.4.3"));
+        check_addresses(vec![Ok(own)], ImplicitMx, Err("550 5.4.6"));
+        let many: &[&str] = &["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6"];
+        check_addresses(vec![Ok(many)], Mx, Ok(&[("a", &many[..ADDRESSES_PER_HOST_MAX])]));
+    }
+
+    #[test]
+    fn targets_are_judged() {
+        let judge = |text: &str, allow_private_targets| {
+            verdict(ip(text), &identity(), &RouteOptions { allow_private_targets, ..options() }, &|_| false)
+        };
+        let private = "0.0.0.1 10.1.2.3 100.64.0.1 127.0.0.1 127.9.9.9 169.254.1.1 172.16.0.1 172.31.255.255 192.168.1.1 \
+                       ::1 ::ffff:127.0.0.1 ::ffff:192.0.2.1 ::7f00:1 fe80::1 febf::1 fc00::1 fdff::1 fec0::1 \
+                       64:ff9b::7f00:1 64:ff9b::a00:1 2002:7f00:1:: 2001::1 100::1 4000::1";
+        for address in private.split_whitespace() {
+            assert_eq!(judge(address, false), Verdict::Refused, "{address}");
+            assert_eq!(judge(address, true), Verdict::Good, "{address}");
+        }
+        for address in ["0.0.0.0", "::", "255.255.255.255", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0"] {
+            assert_eq!(judge(address, false), Verdict::Refused, "{address}");
+            assert_eq!(judge(address, true), Verdict::Refused, "{address}");
+        }
+        let public = "1.1.1.1 9.255.255.255 11.0.0.0 100.63.0.1 100.128.0.1 172.15.0.1 172.32.0.1 192.0.2.1 223.1.1.1 \
+                      2001:db8::1 2a00::1 3fff::1 64:ff9b::102:304";
+        for address in public.split_whitespace() {
+            assert_eq!(judge(address, false), Verdict::Good, "{address}");
+        }
+        for address in ["203.0.113.5", "::ffff:203.0.113.5"] {
+            assert_eq!(judge(address, false), Verdict::Own, "{address}");
+        }
+    }
+
+    #[test]
+    fn our_own_listeners_are_known_by_address_and_port() {
+        let judge = |listener: &str, port| {
+            let identity = Identity { hostname: HOSTNAME.into(), listeners: vec![listener.parse().unwrap()] };
+            let options = RouteOptions { port, allow_private_targets: true, ..options() };
+            verdict(ip("10.0.0.1"), &identity, &options, &|address| address == ip("10.0.0.1"))
+        };
+        assert_eq!(judge("10.0.0.1:25", 25), Verdict::Own);
+        assert_eq!(judge("10.0.0.1:25", 26), Verdict::Good);
+        assert_eq!(judge("10.0.0.2:25", 25), Verdict::Good);
+        assert_eq!(judge("0.0.0.0:25", 25), Verdict::Own);
+        assert_eq!(judge("[::]:25", 25), Verdict::Own);
+        assert!(is_local_address(ip("127.0.0.1")) && !is_local_address(ip("192.0.2.1")));
+    }
+
+    #[test]
+    fn literals_are_parsed_or_refused() {
+        let check = |text: &str, expected: Result<&str, &str>| {
+            let got = plan::literal(text);
+            let got = got.as_ref().map(|(plan, address)| {
+                assert_eq!(plan.site_name, format!("mx:[{address}]"));
+                *address
+            });
+            assert_eq!(got.map_err(code_of), expected.map(ip).map_err(str::to_owned), "{text}");
+        };
+        check("[192.0.2.1]", Ok("192.0.2.1"));
+        check("[IPv6:2001:db8::1]", Ok("2001:db8::1"));
+        check("[ipv6:2001:DB8::1]", Ok("2001:db8::1"));
+        for bad in ["[]", "[", "[192.0.2.1", "[192.0.2]", "[2001:db8::1]", "[IPv6:192.0.2.1]", "[x:y]", "[ü.ü.ü]"] {
+            check(bad, Err("550 5.1.2"));
+        }
+    }
+
+    /// Resolves with the real resolver against a served zone; the outcome as text.
+    fn check_resolved(zone: Zone, options: RouteOptions, cases: Vec<(NextHop<'static>, &'static str)>) {
+        let server = serve(Arc::new(zone));
+        crate::rt::run_to_end("test", move || async move {
+            let settings = ResolverSettings { servers: vec![server], timeout: Duration::from_millis(200), attempts: 1 };
+            let resolver = Resolver::new(settings);
+            for (next_hop, expected) in cases {
+                let route = resolve_route(&resolver, next_hop, &identity(), &options, &mut || 0).await;
+                let text = match &route {
+                    Ok(route) => {
+                        let site = route.site_name.split('#').next().unwrap();
+                        let hosts = route.hosts.iter().map(|host| {
+                            let addresses: Vec<String> = host.addresses.iter().map(IpAddr::to_string).collect();
+                            format!(" {}={}:{}", host.name, addresses.join(","), host.port)
+                        });
+                        format!("{site}{}", hosts.collect::<String>())
+                    }
+                    Err(failure) => code_of(failure),
+                };
+                assert_eq!(text, expected, "{next_hop:?}");
+            }
+        })
+        .unwrap();
+    }
+
+    fn zone() -> Zone {
+        Zone::new()
+            .mx("two.example", 20, "mx2.example")
+            .mx("two.example", 10, "mx1.example")
+            .mx("us.example", 10, "relay.example")
+            .mx("null.example", 0, "")
+            .mx("inside.example", 10, "inside-host.example")
+            .mx("gone.example", 10, "nowhere.example")
+            .mx("half.example", 10, "deaf.example")
+            .mx("alias.example", 10, "mx-alias.example")
+            .alias("mx-alias.example", "mx1.example")
+            .address("mx1.example", "192.0.2.1")
+            .address("mx1.example", "2001:db8::1")
+            .address("mx2.example", "192.0.2.2")
+            .address("plain.example", "192.0.2.3")
+            .address("inside-host.example", "10.0.0.1")
+            .address("relay.example", "203.0.113.5")
+            .deaf("deaf.example")
+            .code("servfail.example", 2)
+    }
+
+    #[test]
+    fn internet_routes_end_to_end() {
+        let cases = [
+            ("two.example", "mx:mx1.example mx1.example=192.0.2.1,2001:db8::1:25 mx2.example=192.0.2.2:25"),
+            ("TWO.example", "mx:mx1.example mx1.example=192.0.2.1,2001:db8::1:25 mx2.example=192.0.2.2:25"),
+            ("plain.example", "mx:plain.example plain.example=192.0.2.3:25"),
+            ("alias.example", "mx:mx-alias.example mx-alias.example=192.0.2.1,2001:db8::1:25"),
+            ("[192.0.2.9]", "mx:[192.0.2.9] 192.0.2.9=192.0.2.9:25"),
+            ("[127.0.0.1]", "550 5.4.4"),
+            ("[203.0.113.5]", "550 5.4.6"),
+            ("us.example", "550 5.4.6"),
+            ("null.example", "556 5.1.10"),
+            ("nothing.example", "550 5.1.2"),
+            ("gone.example", "550 5.4.4"),
+            ("half.example", "451 4.4.3"),
+            ("servfail.example", "451 4.4.3"),
+            ("inside.example", "550 5.4.4"),
+            ("localhost", "550 5.4.4"),
+            ("10.0.0.1", "550 5.1.2"),
+        ];
+        let cases = cases.map(|(domain, expected)| (NextHop::Domain(domain), expected));
+        check_resolved(zone(), options(), cases.to_vec());
+    }
+
+    #[test]
+    fn private_targets_where_they_are_allowed() {
+        let options = RouteOptions { allow_private_targets: true, port: 2525, ..options() };
+        let cases = [
+            ("inside.example", "mx:inside-host.example inside-host.example=10.0.0.1:2525"),
+            ("localhost", "mx:localhost localhost=127.0.0.1,::1:2525"),
+            ("[127.0.0.1]", "mx:[127.0.0.1] 127.0.0.1=127.0.0.1:2525"),
+        ];
+        check_resolved(zone(), options, cases.map(|(domain, expected)| (NextHop::Domain(domain), expected)).to_vec());
+    }
+
+    #[test]
+    fn configured_routes_end_to_end() {
+        let host = |host, port| NextHop::Host { host, port };
+        let cases = vec![
+            (host("127.0.0.1", 2626), "route:127.0.0.1:2626 127.0.0.1=127.0.0.1:2626"),
+            (host("Inside-Host.example", 25), "route:inside-host.example inside-host.example=10.0.0.1:25"),
+            (host("two.example", 25), "451 4.4.4"),
+            (host("nothing.example", 25), "451 4.4.4"),
+            (host("servfail.example", 25), "451 4.4.3"),
+            (host("203.0.113.5", 25), "451 4.4.6"),
+            (host("203.0.113.5", 26), "route:203.0.113.5:26 203.0.113.5=203.0.113.5:26"),
+            (NextHop::Mx("plain.example"), "mx:plain.example plain.example=192.0.2.3:25"),
+            (NextHop::Mx("nothing.example"), "451 4.1.2"),
+            (NextHop::Mx("null.example"), "451 4.1.10"),
+        ];
+        check_resolved(zone(), options(), cases);
+    }
+}

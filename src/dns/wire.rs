@@ -113,6 +113,9 @@ pub enum Trouble {
     /// We have too many questions under way.
     #[error("too many queries under way")]
     Overloaded,
+    /// A bug of ours ended the lookup.
+    #[error("internal error")]
+    Broken,
 }
 
 /// What received bytes are.

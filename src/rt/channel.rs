@@ -312,6 +312,28 @@ mod tests {
         assert_eq!(seen, expected);
     }
 
+    /// The sleeping executor must be woken by the other one each time: a lost wake-up hangs this test.
+    #[test]
+    fn two_executors_wake_each_other_every_time() {
+        const ROUNDS: u32 = 20_000;
+        let (to_far, mut far) = channel::<u32>(1);
+        let (to_near, mut near) = channel::<u32>(1);
+        let echo = crate::rt::start(crate::rt::Executor { name: "echo".into(), cpu: None }, move || async move {
+            while let Some(value) = far.recv().await {
+                to_near.send(value).await.unwrap();
+            }
+        });
+        crate::rt::run_to_end("test", || async {
+            for round in 0..ROUNDS {
+                to_far.send(round).await.unwrap();
+                assert_eq!(near.recv().await, Some(round));
+            }
+            drop(to_far);
+        })
+        .unwrap();
+        echo.unwrap().join().unwrap();
+    }
+
     #[test]
     fn a_dropped_receiver_gives_the_value_back() {
         let (sender, receiver) = channel(1);

@@ -250,6 +250,11 @@ impl TcpStream {
         self.deadline.at.set(Some(at));
     }
 
+    /// A handle with which somebody else on this executor can cut the connection's time short.
+    pub fn deadline_handle(&self) -> DeadlineHandle {
+        DeadlineHandle(Rc::downgrade(&self.deadline))
+    }
+
     /// The deadline has passed.
     pub fn timed_out(&self) -> bool {
         self.deadline.expiry.get() != Expiry::Running
@@ -280,6 +285,24 @@ impl Drop for TcpStream {
     fn drop(&mut self) {
         // Before the descriptor is closed, and with it free to name another socket.
         self.deadline.descriptor.set(-1);
+    }
+}
+
+/// Cuts a connection's time short from outside, when a stop is asked for. Does not keep the connection open.
+#[derive(Clone)]
+pub struct DeadlineHandle(Weak<Deadline>);
+
+impl DeadlineHandle {
+    /// Moves the deadline to `at` if it is later than that or not set.
+    pub fn shorten(&self, at: Instant) {
+        if let Some(deadline) = self.0.upgrade() {
+            deadline.at.set(Some(deadline.at.get().map_or(at, |old| old.min(at))));
+        }
+    }
+
+    /// The connection is gone.
+    pub fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 

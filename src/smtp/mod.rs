@@ -4,7 +4,10 @@
 
 pub mod address;
 pub mod client;
+pub mod command;
+pub mod data;
 pub mod reply;
+pub mod xtext;
 
 pub use address::{Address, AddressError, ForwardPath, ReversePath};
 pub use reply::{EnhancedCode, Reply};

@@ -30,6 +30,48 @@ pub struct Reply {
     pub text: String,
 }
 
+/// Octets of text that a [`Reply`] keeps.
+pub const REPLY_TEXT_BYTES_MAX: usize = 1024;
+
+impl Reply {
+    /// A reply of our own; `enhanced` as (class, subject, detail).
+    pub fn new(code: u16, enhanced: (u8, u16, u16), text: impl Into<String>) -> Reply {
+        let (class, subject, detail) = enhanced;
+        Reply { code, enhanced: Some(EnhancedCode { class, subject, detail }), text: sanitized(text.into()) }
+    }
+
+    /// 2xx.
+    pub fn is_positive(&self) -> bool {
+        (200..300).contains(&self.code)
+    }
+
+    /// 4xx: try again later.
+    pub fn is_transient(&self) -> bool {
+        (400..500).contains(&self.code)
+    }
+
+    /// 5xx: do not try again.
+    pub fn is_permanent(&self) -> bool {
+        (500..600).contains(&self.code)
+    }
+}
+
+/// Printable and bounded: foreign text must not forge lines of a log, a reply or a DSN.
+fn sanitized(text: String) -> String {
+    let clean = text.len() <= REPLY_TEXT_BYTES_MAX && !text.chars().any(char::is_control);
+    if clean {
+        return text;
+    }
+    let mut kept = String::with_capacity(text.len().min(REPLY_TEXT_BYTES_MAX));
+    for character in text.chars().map(|c| if c.is_control() { '?' } else { c }) {
+        if kept.len() + character.len_utf8() > REPLY_TEXT_BYTES_MAX {
+            break;
+        }
+        kept.push(character);
+    }
+    kept
+}
+
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.code)?;
@@ -37,5 +79,17 @@ impl fmt::Display for Reply {
             write!(f, " {enhanced}")?;
         }
         write!(f, " {}", self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_made_printable_and_bounded() {
+        let reply = Reply::new(550, (5, 1, 1), "no\r\n250 yes\0");
+        assert_eq!(reply.to_string(), "550 5.1.1 no??250 yes?");
+        assert_eq!(Reply::new(450, (4, 2, 1), "x".repeat(5000)).text.len(), REPLY_TEXT_BYTES_MAX);
     }
 }

@@ -1,6 +1,6 @@
 //! A TCP connection that may have become a TLS connection.
 
-use crate::rt::TcpStream;
+use crate::rt::{DeadlineHandle, TcpStream};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 pub use futures_rustls::{TlsAcceptor, TlsConnector};
 use futures_rustls::{client, server};
@@ -61,6 +61,11 @@ impl Stream {
     /// See [`TcpStream::set_deadline`].
     pub fn set_deadline(&self, at: Instant) {
         self.tcp().set_deadline(at);
+    }
+
+    /// See [`TcpStream::deadline_handle`].
+    pub fn deadline_handle(&self) -> DeadlineHandle {
+        self.tcp().deadline_handle()
     }
 
     /// The deadline has passed.

@@ -278,7 +278,7 @@ impl Client {
         }
     }
 
-    /// Octets to send; the driver clears them when they are written (and so keeps the buffer).
+    /// Octets to send. The driver clears them when they are written, which is before it reads again.
     pub fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
@@ -369,6 +369,11 @@ impl Client {
     }
 
     fn handle_reply(&mut self, code: u16) {
+        // A command that is not written yet cannot have been answered: the server is out of step, or wants us to
+        // take one reply for another.
+        if !self.output.is_empty() && code != 421 {
+            return self.fail(Trouble::Unexpected(self.stage(), self.parser.reply()));
+        }
         let state = match std::mem::replace(&mut self.state, State::Ended) {
             State::Quit => return self.end(End::Closed),
             state if code == 421 => {

@@ -1,0 +1,333 @@
+//! End-of-data, once, for every path by which a message comes in; dot-stuffing, once, for every path out.
+//!
+//! Only CRLF.CRLF ends a message (RFC 5321 section 4.1.1.4). A CR or LF that stands alone never counts as a line end and
+//! makes the message refused: what one server takes for a line end and another does not is how messages are smuggled.
+//! The body is kept in its wire form, dot-stuffed, without the final dot line.
+
+use memchr::{memchr2, memmem};
+
+/// Scans octets after DATA for the end, in place; what it finds does not depend on how they are split into chunks.
+#[derive(Clone, Debug)]
+pub struct EndOfData {
+    state: State,
+    bare: Option<BareLineEnd>,
+    leading_dots: bool,
+}
+
+/// The octets just seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// CR LF, or nothing yet: at the start of a line.
+    LineStart,
+    /// Anything else within a line.
+    Text,
+    /// CR within a line.
+    Cr,
+    /// CR LF "."
+    Dot,
+    /// CR LF "." CR
+    DotCr,
+}
+
+/// A line end that is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BareLineEnd {
+    /// CR not followed by LF.
+    Cr,
+    /// LF not preceded by CR.
+    Lf,
+}
+
+impl Default for EndOfData {
+    fn default() -> Self {
+        EndOfData { state: State::LineStart, bare: None, leading_dots: false }
+    }
+}
+
+impl EndOfData {
+    /// Scans a chunk. `Some(n)`: the message ended after `n` octets of it (the final `.` CR LF included); what is
+    /// behind them are commands. `None`: all of it belongs to the message, more is to come.
+    pub fn scan(&mut self, chunk: &[u8]) -> Option<usize> {
+        let mut index = 0;
+        while index < chunk.len() {
+            if self.state == State::Text {
+                // The usual case by far: skip to the next octet that can change anything.
+                match memchr2(b'\r', b'\n', &chunk[index..]) {
+                    Some(offset) => index += offset,
+                    None => return None,
+                }
+            }
+            let byte = chunk[index];
+            index += 1;
+            self.state = match (self.state, byte) {
+                (State::DotCr, b'\n') => return Some(index),
+                (State::LineStart, b'.') => State::Dot,
+                (State::Dot, b'\r') => State::DotCr,
+                (State::Cr, b'\n') => State::LineStart,
+                (State::LineStart | State::Text, b'\r') => State::Cr,
+                (State::Cr | State::DotCr, b'\r') => {
+                    self.note_bare(BareLineEnd::Cr);
+                    self.leading_dots |= self.state == State::DotCr;
+                    State::Cr
+                }
+                (State::Cr | State::DotCr, _) => {
+                    self.note_bare(BareLineEnd::Cr);
+                    self.leading_dots |= self.state == State::DotCr;
+                    State::Text
+                }
+                (_, b'\n') => {
+                    self.note_bare(BareLineEnd::Lf);
+                    self.leading_dots |= self.state == State::Dot;
+                    State::Text
+                }
+                (State::Dot, _) => {
+                    self.leading_dots = true;
+                    State::Text
+                }
+                (State::LineStart | State::Text, _) => State::Text,
+            };
+        }
+        None
+    }
+
+    fn note_bare(&mut self, bare: BareLineEnd) {
+        self.bare.get_or_insert(bare);
+    }
+
+    /// The first line end that is none, if any was seen.
+    pub fn bare_line_end(&self) -> Option<BareLineEnd> {
+        self.bare
+    }
+
+    /// No line of the body begins with a dot: wire form and content are the same octets.
+    pub fn no_leading_dots(&self) -> bool {
+        !self.leading_dots
+    }
+}
+
+/// Takes a message in: scanner, body and its limit.
+#[derive(Debug)]
+pub struct MessageReceiver {
+    scanner: EndOfData,
+    body: Vec<u8>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+/// What was received.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A message.
+    Message {
+        /// Wire form without the final dot line.
+        body: Vec<u8>,
+        /// See [`EndOfData::no_leading_dots`].
+        no_leading_dots: bool,
+    },
+    /// It was larger than the limit; nothing was kept.
+    TooLarge,
+    /// A CR or LF stood alone.
+    Bare(BareLineEnd),
+}
+
+/// The final `.` CR LF.
+const END_BYTES: usize = 3;
+
+impl MessageReceiver {
+    /// `bytes_max`: octets of a message at most.
+    pub fn new(bytes_max: u64) -> MessageReceiver {
+        MessageReceiver { scanner: EndOfData::default(), body: Vec::new(), bytes: 0, bytes_max }
+    }
+
+    /// Takes a chunk; answers as [`EndOfData::scan`]. Once over the limit nothing more is kept, up to the end.
+    pub fn receive(&mut self, chunk: &[u8]) -> Option<usize> {
+        let end = self.scanner.scan(chunk);
+        let own = &chunk[..end.unwrap_or(chunk.len())];
+        self.bytes += own.len() as u64;
+        if self.bytes > self.bytes_max + END_BYTES as u64 {
+            self.body = Vec::new();
+        } else {
+            self.body.extend_from_slice(own);
+        }
+        end
+    }
+
+    /// Octets received so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What came in; call it after [`MessageReceiver::receive`] has found the end.
+    pub fn finish(mut self) -> Received {
+        if self.bytes > self.bytes_max + END_BYTES as u64 {
+            return Received::TooLarge;
+        }
+        if let Some(bare) = self.scanner.bare_line_end() {
+            return Received::Bare(bare);
+        }
+        self.body.truncate(self.body.len() - END_BYTES);
+        Received::Message { body: self.body, no_leading_dots: self.scanner.no_leading_dots() }
+    }
+}
+
+/// Counts `Received:` fields in the header section of a message in wire form: the hops so far (section 6.3). Counting
+/// stops at `limit`.
+pub fn hops(message: &[u8], limit: usize) -> usize {
+    const NAME: &[u8] = b"received:";
+    let mut count = 0;
+    let mut rest = message;
+    while count < limit && !rest.is_empty() && !rest.starts_with(b"\r\n") {
+        if rest.get(..NAME.len()).is_some_and(|start| start.eq_ignore_ascii_case(NAME)) {
+            count += 1;
+        }
+        match memmem::find(rest, b"\r\n") {
+            Some(end) => rest = &rest[end + 2..],
+            None => break,
+        }
+    }
+    count
+}
+
+/// Appends `content` (CRLF line ends) dot-stuffed, with a line end at its end; answers whether any dot was added.
+pub fn stuff(content: &[u8], out: &mut Vec<u8>) -> bool {
+    let mut stuffed = false;
+    let mut rest = content;
+    while !rest.is_empty() {
+        let line = memmem::find(rest, b"\r\n").map_or(rest.len(), |end| end + 2);
+        if rest[0] == b'.' {
+            out.push(b'.');
+            stuffed = true;
+        }
+        out.extend_from_slice(&rest[..line]);
+        rest = &rest[line..];
+    }
+    if !content.is_empty() && !content.ends_with(b"\r\n") {
+        out.extend_from_slice(b"\r\n");
+    }
+    stuffed
+}
+
+/// Appends a body in wire form without its dot-stuffing.
+pub fn unstuff(body: &[u8], out: &mut Vec<u8>) {
+    let mut rest = body;
+    while !rest.is_empty() {
+        let line = memmem::find(rest, b"\r\n").map_or(rest.len(), |end| end + 2);
+        out.extend_from_slice(rest[..line].strip_prefix(b".").unwrap_or(&rest[..line]));
+        rest = &rest[line..];
+    }
+}
+
+/// Body of the fuzz target: the scanner agrees with the naive reference, whole and split.
+pub fn fuzz_end_of_data(input: &[u8]) {
+    let Some((&at, data)) = input.split_first() else { return };
+    let at = usize::from(at).min(data.len());
+    let whole = EndOfData::default().scan(data);
+    let mut split = EndOfData::default();
+    let parts = split.scan(&data[..at]).or_else(|| split.scan(&data[at..]).map(|end| at + end));
+    assert_eq!(whole, parts, "the split changed the end");
+    assert_eq!(whole, naive_end(data), "not the end");
+}
+
+/// Written to be obviously right: the first "." CR LF at the start of the data or behind a CR LF.
+fn naive_end(data: &[u8]) -> Option<usize> {
+    if data.starts_with(b".\r\n") {
+        return Some(3);
+    }
+    data.windows(5).position(|window| window == b"\r\n.\r\n").map(|at| at + 5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn naive_bare(data: &[u8]) -> bool {
+        let cr = |i: usize| data[i] == b'\r' && data.get(i + 1) != Some(&b'\n');
+        let lf = |i: usize| data[i] == b'\n' && (i == 0 || data[i - 1] != b'\r');
+        (0..data.len()).any(|i| cr(i) || lf(i))
+    }
+
+    fn naive_leading_dot(body: &[u8]) -> bool {
+        body.starts_with(b".") || body.windows(3).any(|window| window == b"\r\n.")
+    }
+
+    fn check(data: &[u8]) {
+        let mut scanner = EndOfData::default();
+        let end = scanner.scan(data);
+        assert_eq!(end, naive_end(data), "{data:?}");
+        if let Some(end) = end {
+            assert_eq!(scanner.bare_line_end().is_some(), naive_bare(&data[..end]), "{data:?}");
+            assert_eq!(scanner.no_leading_dots(), !naive_leading_dot(&data[..end - 3]), "{data:?}");
+        }
+        for at in 0..=data.len() {
+            let mut split = EndOfData::default();
+            let parts = split.scan(&data[..at]).or_else(|| split.scan(&data[at..]).map(|end| at + end));
+            assert_eq!(parts, end, "{data:?} split at {at}");
+            assert_eq!(split.bare_line_end(), scanner.bare_line_end(), "{data:?} split at {at}");
+        }
+    }
+
+    #[test]
+    fn every_string_over_the_small_alphabet_in_every_split() {
+        const ALPHABET: &[u8] = b"\r\n.a";
+        for length in 0..=9 {
+            let mut digits = vec![0; length];
+            loop {
+                let data: Vec<u8> = digits.iter().map(|&digit: &usize| ALPHABET[digit]).collect();
+                check(&data);
+                check(&[&data[..], b"\r\n.\r\n"].concat());
+                match digits.iter().position(|&digit| digit + 1 < ALPHABET.len()) {
+                    Some(first) => {
+                        digits[first] += 1;
+                        digits[..first].fill(0);
+                    }
+                    None => break,
+                }
+            }
+        }
+    }
+
+    fn check_receive(bytes_max: u64, data: &[u8], expected: Received) {
+        for at in 0..data.len() {
+            let mut receiver = MessageReceiver::new(bytes_max);
+            let end = receiver.receive(&data[..at]).or_else(|| receiver.receive(&data[at..]).map(|end| at + end));
+            assert!(end.is_some());
+            assert_eq!(receiver.finish(), expected, "split at {at}");
+        }
+    }
+
+    #[test]
+    fn messages_are_kept_as_they_travel() {
+        let message = |body: &[u8], no_leading_dots| Received::Message { body: body.to_vec(), no_leading_dots };
+        check_receive(100, b".\r\nQUIT\r\n", message(b"", true));
+        check_receive(100, b"a\r\n.\r\n", message(b"a\r\n", true));
+        check_receive(100, b"..a\r\n.\r\nRSET\r\n", message(b"..a\r\n", false));
+        check_receive(3, b"a\r\n.\r\n", message(b"a\r\n", true));
+        check_receive(2, b"a\r\n.\r\n", Received::TooLarge);
+        check_receive(100, b"a\nb\r\n.\r\n", Received::Bare(BareLineEnd::Lf));
+        check_receive(100, b"a\rb\r\n.\r\n", Received::Bare(BareLineEnd::Cr));
+    }
+
+    #[test]
+    fn hops_are_fields_of_the_header_only() {
+        let message = b"Received: a\r\n\tb\r\nreceived: c\r\nSubject: Received: no\r\n\r\nReceived: body\r\n";
+        assert_eq!(hops(message, 100), 2);
+        assert_eq!(hops(message, 1), 1);
+        assert_eq!(hops(b"Received: x", 5), 1);
+    }
+
+    #[test]
+    fn stuffing_and_unstuffing_are_inverse() {
+        for content in [&b""[..], b".\r\n", b"a\r\n.b\r\n..\r\n", b"a\r\n\r\n", b"..a\r\n"] {
+            let mut wire = Vec::new();
+            let stuffed = stuff(content, &mut wire);
+            assert_eq!(stuffed, naive_leading_dot(content));
+            assert_eq!(EndOfData::default().scan(&wire), None, "stuffed content never ends data");
+            let mut back = Vec::new();
+            unstuff(&wire, &mut back);
+            assert_eq!(back, content);
+        }
+        let mut wire = Vec::new();
+        stuff(b"no line end", &mut wire);
+        assert_eq!(wire, b"no line end\r\n");
+    }
+}
