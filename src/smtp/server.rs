@@ -16,6 +16,7 @@
 
 use super::command::{self, Command, Extensions, Mail, Rcpt};
 use super::reply::Reply;
+use super::trace::{Greeting, With};
 use crate::spool::{Envelope, Origin, Recipient};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -140,7 +141,6 @@ pub struct Session {
     esmtp: bool,
     tls: bool,
     login: Option<Arc<str>>,
-    /// `login` logged in before TLS or EHLO; AUTH is allowed once.
     errors: usize,
     /// The rest of an over-long line is being thrown away.
     skipping_line: bool,
@@ -203,28 +203,18 @@ impl Session {
         self.errors
     }
 
-    /// `with` keyword of `Received:` (RFC 3848, RFC 6531 section 4.3).
-    pub fn protocol(&self) -> &'static str {
+    /// What was spoken, for `Received:` and the log.
+    pub fn with(&self) -> With {
         let smtputf8 = match &self.state {
             State::Mail(transaction) | State::Receiving(transaction) => transaction.mail.smtputf8,
             _ => false,
         };
-        match (self.config.lmtp, smtputf8, self.tls, self.login.is_some()) {
-            (true, true, ..) => "UTF8LMTP",
-            (true, _, true, true) => "LMTPSA",
-            (true, _, true, false) => "LMTPS",
-            (true, _, false, true) => "LMTPA",
-            (true, _, false, false) => "LMTP",
-            (_, true, true, true) => "UTF8SMTPSA",
-            (_, true, true, false) => "UTF8SMTPS",
-            (_, true, false, true) => "UTF8SMTPA",
-            (_, true, false, false) => "UTF8SMTP",
-            (_, _, true, true) => "ESMTPSA",
-            (_, _, true, false) => "ESMTPS",
-            (_, _, false, true) => "ESMTPA",
-            _ if self.esmtp => "ESMTP",
-            _ => "SMTP",
-        }
+        let greeting = match (self.config.lmtp, self.esmtp) {
+            (true, _) => Greeting::Lhlo,
+            (false, true) => Greeting::Ehlo,
+            (false, false) => Greeting::Helo,
+        };
+        With { greeting, tls: self.tls, authenticated: self.login.is_some(), smtputf8 }
     }
 
     /// The RCPT that [`Event::Rcpt`] asks about.
