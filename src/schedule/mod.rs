@@ -1,1 +1,19 @@
-//! (placeholder header, replaced by the owner of this module)
+//! When and where a message goes: the delivery scheduler. `docs/scheduler.md` gives the algorithm and its reasons.
+//!
+//! [`core`] is pure: events and `now` go in, actions and the next deadline come out; it knows no socket, clock, random
+//! source, executor or configuration file. [`driver`] runs it on the scheduler's executor. [`pool`], [`wheel`],
+//! [`replies`] and [`random`] are what the core stores things in; [`site`] is what it knows of one far side;
+//! [`router`] says what a domain's next hop is before DNS is asked.
+
+pub mod core;
+pub mod pool;
+pub mod random;
+pub mod replies;
+pub mod router;
+pub mod settings;
+pub mod site;
+pub mod wheel;
+
+pub use core::Scheduler;
+pub use router::Router;
+pub use settings::Settings;

@@ -17,6 +17,8 @@ pub const LOCAL_PART_BYTES_MAX: usize = 64;
 pub const DOMAIN_BYTES_MAX: usize = 255;
 /// Longest path with its angle brackets, in octets (section 4.5.3.1.3).
 pub const PATH_BYTES_MAX: usize = 256;
+/// `<` and `>`, which count as part of a path.
+const BRACKETS_BYTES: usize = 2;
 /// Longest label of a domain, in octets (RFC 1035 section 2.3.4).
 const LABEL_BYTES_MAX: usize = 63;
 
@@ -28,10 +30,13 @@ impl Address {
             return Err(AddressError::Syntax);
         }
         check_domain(&bytes[at + 1..], smtputf8)?;
-        if at > LOCAL_PART_BYTES_MAX || bytes.len() + 2 > PATH_BYTES_MAX + 64 {
+        if at > LOCAL_PART_BYTES_MAX || bytes.len() + BRACKETS_BYTES > PATH_BYTES_MAX {
             return Err(AddressError::TooLong);
         }
         let text = std::str::from_utf8(bytes).map_err(|_| AddressError::Syntax)?;
+        if text.chars().any(is_line_breaking) {
+            return Err(AddressError::Syntax);
+        }
         Ok(Address { text: text.into(), at: at as u32 })
     }
 
@@ -229,6 +234,12 @@ fn quoted_string(bytes: &[u8], smtputf8: bool) -> Result<usize, AddressError> {
     }
 }
 
+/// The controls of Unicode that UTF-8 brings in, and its line and paragraph separators: RFC 6531 lets them pass, but
+/// what reads a log or a header further on may take them for the end of a line.
+fn is_line_breaking(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
+}
+
 fn is_atext(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte)
 }
@@ -278,6 +289,21 @@ pub fn literal_address(inside: &str) -> Option<IpAddr> {
     match inside.get(..5) {
         Some(tag) if tag.eq_ignore_ascii_case("IPv6:") => inside[5..].parse::<Ipv6Addr>().ok().map(IpAddr::from),
         _ => inside.parse::<Ipv4Addr>().ok().map(IpAddr::from),
+    }
+}
+
+/// Body of the fuzz target: what is taken as a path is printable, and written again is the same path.
+pub fn fuzz_path(input: &[u8]) {
+    for smtputf8 in [false, true] {
+        let Ok((path, consumed)) = ForwardPath::parse(input, smtputf8) else { continue };
+        assert!(input[..consumed].ends_with(b">"));
+        let written = path.to_string();
+        assert!(written.len() <= PATH_BYTES_MAX && !written.chars().any(is_line_breaking));
+        assert_eq!(ForwardPath::parse(written.as_bytes(), smtputf8), Ok((path.clone(), written.len())));
+        if let ForwardPath::Mailbox(address) = path {
+            assert!(smtputf8 || address.is_ascii());
+            assert_eq!(check_domain(address.domain_lower().as_bytes(), false), Ok(()));
+        }
     }
 }
 
@@ -336,6 +362,9 @@ mod tests {
             "a@b\r\nc",
             "a,b@c",
             "a@b>",
+            "a\u{85}b@c",
+            "\"a\u{9f}b\"@c",
+            "a\u{2028}b@c",
         ] {
             check(text, true, Err(AddressError::Syntax));
         }
@@ -363,6 +392,32 @@ mod tests {
             check_forward(text, None);
         }
         assert_eq!(ReversePath::parse(b"<>", false), Ok((ReversePath::Null, 2)));
+    }
+
+    #[test]
+    fn a_path_of_256_octets_is_the_longest() {
+        let (local_part, label) = ("a".repeat(64), "b".repeat(63));
+        let domain = format!("{label}.{label}.{}", "c".repeat(61));
+        let longest = format!("<{local_part}@{domain}>");
+        assert_eq!(longest.len(), PATH_BYTES_MAX);
+        check_forward(&longest, Some((&longest, PATH_BYTES_MAX)));
+        check_forward(&format!("<{local_part}@{domain}c>"), None);
+    }
+
+    /// Every string of up to 5 of these pieces: long enough for each rule of the grammar to meet each other.
+    #[test]
+    fn the_fuzz_body_holds_over_a_small_alphabet() {
+        const PIECES: [&str; 12] = ["<", ">", "@", "a", ".", "\"", "\\", " ", ":", "[", "ü", "\u{85}"];
+        let mut taken = 0;
+        for length in 0..=5 {
+            for number in 0..12_u32.pow(length) {
+                let digits = (0..length).map(|place| PIECES[(number / 12_u32.pow(place) % 12) as usize]);
+                let text = format!("<{}>", digits.collect::<String>());
+                fuzz_path(text.as_bytes());
+                taken += u32::from(ForwardPath::parse(text.as_bytes(), true).is_ok());
+            }
+        }
+        assert!(taken > 100, "{taken}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod command;
 pub mod data;
 pub mod reply;
 pub mod server;
+pub mod trace;
 pub mod xtext;
 
 pub use address::{Address, AddressError, ForwardPath, ReversePath};

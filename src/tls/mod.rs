@@ -1,7 +1,9 @@
 //! rustls configuration and policies, and streams that may be encrypted; the only place that names rustls.
 
+mod client;
 mod server;
 mod stream;
 
+pub use client::ClientTls;
 pub use server::{TlsFilesError, acceptor};
 pub use stream::{Stream, TlsAcceptor, TlsConnector};

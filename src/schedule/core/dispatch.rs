@@ -1,0 +1,343 @@
+//! Which part goes next, and over which lane.
+//!
+//! Sites take turns, one job each, so that a long queue never holds up a short one. A site stands in the ring only
+//! while it may have something to start; every event that could change that puts it back.
+
+use super::routing::Common;
+use super::{Action, Lane, LaneUse, PartState, Scheduler, WATCH_MS};
+use crate::bus::{Deferral, DeferralScope, Endpoint, Job, JobDone, LaneId, LaneState, Outcome};
+use crate::schedule::site::{CLASSES, Health, SiteKey};
+use crate::smtp::{EnhancedCode, Reply};
+use std::sync::Arc;
+
+/// Parts of one site looked at in one turn at most, when their routes turn out to have changed.
+const REROUTED_PER_TURN: usize = 16;
+/// Jobs of one lane after which it makes room for a site that has none.
+const JOBS_WHILE_OTHERS_STARVE: u32 = 50;
+/// A lane that was asked to close and says nothing for this long is forgotten.
+const CLOSING_MS_MAX: u64 = 300_000;
+
+impl Scheduler {
+    /// Puts a loose part into the queue of its site; together with another part of its message, where one waits there
+    /// too and both fit into one transaction.
+    pub(super) fn enqueue(&mut self, now: u64, part: u32, site: u32, first: bool) {
+        if let Some(other) = self.companion(part, site) {
+            let recipients = self.drop_part(part);
+            self.parts[other].recipients = self.parts[other].recipients.merged(&recipients);
+            return;
+        }
+        self.set_site(part, site);
+        self.parts[part].state = PartState::Ready;
+        let class = self.class(part);
+        let queue = &mut self.sites[site as usize];
+        match first {
+            true => queue.push_ready_first(&mut self.parts, part, class),
+            false => queue.push_ready(&mut self.parts, part, class),
+        }
+        if queue.may_start(now) {
+            self.wake_site(site);
+        }
+    }
+
+    /// A ready part of the same message at the same site, tried as often, with room for this one's recipients.
+    fn companion(&self, part: u32, site: u32) -> Option<u32> {
+        let this = &self.parts[part];
+        let room = self.settings.recipients_max.saturating_sub(this.recipients.all().len());
+        let mut other = self.messages[this.message].parts;
+        // The newest few: parts that come together were made together.
+        for _ in 0..COMPANIONS_LOOKED_AT {
+            let candidate = self.parts.get(other)?;
+            let fits = candidate.recipients.all().len() <= room && candidate.attempts == this.attempts;
+            if other != part && candidate.state == PartState::Ready && candidate.site == site && fits {
+                return Some(other);
+            }
+            other = candidate.sibling;
+        }
+        None
+    }
+
+    /// The priority class: reports and what asks for it go first, what asks to wait goes last.
+    pub(super) fn class(&self, part: u32) -> usize {
+        let message = &self.messages[self.parts[part].message];
+        let class = match message.priority {
+            ..=-1 => 2,
+            0 if !message.null_reverse_path => 1,
+            _ => 0,
+        };
+        assert!(class < CLASSES);
+        class
+    }
+
+    /// Takes a ready part out of its site's queue and makes it loose.
+    pub(super) fn unready_part(&mut self, part: u32) {
+        let class = self.class(part);
+        let site = self.parts[part].site;
+        self.sites[site as usize].remove_ready(&mut self.parts, part, class);
+        self.parts[part].state = PartState::Loose;
+    }
+
+    /// Lets a site look whether it can start something. A key whose site is gone does nothing.
+    pub(super) fn wake_site(&mut self, key: u32) {
+        if let Some(site) = self.sites.get_mut(key as usize)
+            && !site.in_ring
+            && site.ready_len() > 0
+        {
+            site.in_ring = true;
+            self.ring.push_back(key);
+        }
+    }
+
+    /// Starts jobs, one per site and turn, until there is an action or nothing can be started.
+    pub(super) fn dispatch(&mut self, now: u64) {
+        while self.actions.is_empty() && !self.stopping {
+            let Some(key) = self.ring.pop_front() else { return };
+            let Some(site) = self.sites.get_mut(key as usize) else { continue };
+            site.in_ring = false;
+            if self.start_one(now, key) {
+                self.wake_site(key);
+            }
+        }
+    }
+
+    /// Starts one job of a site, if it may. Gives whether it is worth looking again.
+    fn start_one(&mut self, now: u64, key: u32) -> bool {
+        for _ in 0..REROUTED_PER_TURN {
+            let Some(site) = self.sites.get(key as usize) else { return false };
+            if site.ready_len() == 0 || !site.may_start(now) {
+                return false;
+            }
+            let Some(choice) = self.choose_lane(now, key) else { return false };
+            let site = &mut self.sites[key as usize];
+            let part = site.pop_ready(&mut self.parts).expect("something is ready");
+            self.parts[part].state = PartState::Loose;
+            match self.common_site(now, part) {
+                Common::Site(site) if site == key => {
+                    self.start(now, part, choice);
+                    return true;
+                }
+                _ => self.ready_part(now, part, false),
+            }
+        }
+        true
+    }
+
+    /// An open idle lane (the one used last is the least likely to be closed by now), or a place for a new one.
+    fn choose_lane(&mut self, now: u64, key: u32) -> Option<Choice> {
+        let site = &self.sites[key as usize];
+        if let Some(lane) = site.idle.last() {
+            return Some(Choice::Idle(*lane));
+        }
+        if !site.may_open() {
+            return None;
+        }
+        if site.key == SiteKey::Mailbox {
+            return Some(Choice::New { shard: None });
+        }
+        if self.lanes.len() >= self.settings.lanes_max && !self.make_room(now, key) {
+            return None;
+        }
+        let shard = (0..self.shard_lanes.len()).min_by_key(|shard| self.shard_lanes[*shard])?;
+        Some(Choice::New { shard: Some(shard) })
+    }
+
+    /// All lanes are taken: asks an idle one of another site to close; the site waits for its end. Gives false.
+    fn make_room(&mut self, now: u64, key: u32) -> bool {
+        if !self.starved.contains(&key) {
+            self.starved.push_back(key);
+        }
+        let idle = self.sites.iter().find_map(|(_, site)| match site.key {
+            SiteKey::Mailbox => None,
+            _ => site.idle.first().copied(),
+        });
+        if let Some(lane) = idle {
+            self.close_lane(now, lane);
+        }
+        false
+    }
+
+    fn start(&mut self, now: u64, part: u32, choice: Choice) {
+        let site_key = self.parts[part].site;
+        let (lane, first) = match choice {
+            Choice::Idle(lane) => {
+                self.sites[site_key as usize].idle.pop();
+                (lane, false)
+            }
+            Choice::New { shard } => (self.open_lane(site_key, shard), true),
+        };
+        let site = &mut self.sites[site_key as usize];
+        site.started(lane);
+        let state = LaneUse::Busy { part, since_ms: now, first, closed: false };
+        let lane_entry = self.lanes.get_mut(&lane).expect("the lane was chosen or made just now");
+        lane_entry.state = state;
+        lane_entry.jobs = lane_entry.jobs.wrapping_add(1);
+        let shard = lane_entry.shard;
+        self.running += 1;
+        let open = (first && shard.is_some()).then(|| self.endpoint(site_key));
+        let queued = &mut self.parts[part];
+        queued.state = PartState::Running;
+        let message = &self.messages[queued.message];
+        let job = Job {
+            lane,
+            open,
+            queue_id: message.queue_id,
+            location: message.location,
+            recipients: queued.recipients.all().into(),
+            attempts: queued.attempts,
+        };
+        self.actions.push_back(match shard {
+            Some(shard) => Action::Deliver { shard, job },
+            None => Action::DeliverMailbox(job),
+        });
+    }
+
+    fn open_lane(&mut self, site: u32, shard: Option<usize>) -> LaneId {
+        let lane = LaneId(self.lane_next);
+        self.lane_next += 1;
+        self.sites[site as usize].open += 1;
+        if let Some(shard) = shard {
+            self.shard_lanes[shard] += 1;
+        }
+        self.lanes.insert(lane, Lane { site, shard, jobs: 0, state: LaneUse::Idle });
+        lane
+    }
+
+    fn endpoint(&mut self, key: u32) -> Arc<Endpoint> {
+        let sources = &self.settings.source_addresses;
+        let site = &mut self.sites[key as usize];
+        site.sources_used = site.sources_used.wrapping_add(1);
+        let source = (!sources.is_empty()).then(|| sources[site.sources_used % sources.len()]);
+        Arc::new(Endpoint {
+            site: site.name.clone(),
+            hosts: site.hosts.to_vec(),
+            protocol: site.policy.protocol,
+            helo: self.settings.helo.clone(),
+            source,
+            tls: site.policy.tls,
+            credentials: site.policy.credentials.clone(),
+        })
+    }
+
+    /// A lane without a job: kept, unless others wait for a lane more than this site does, or we stop.
+    pub(super) fn lane_free(&mut self, now: u64, lane: LaneId) {
+        let key = self.lanes[&lane].site;
+        let site = &mut self.sites[key as usize];
+        site.idle.push(lane);
+        let long = self.lanes[&lane].jobs.is_multiple_of(JOBS_WHILE_OTHERS_STARVE);
+        let greedy = !self.starved.is_empty() && (site.ready_len() == 0 || site.open > 1 || long);
+        let excess = site.open > site.window.limit();
+        if self.stopping || ((greedy || excess) && site.key != SiteKey::Mailbox) {
+            self.close_lane(now, lane);
+        }
+    }
+
+    /// Asks a lane that is idle to close. It counts until the shard says that it is gone.
+    pub(super) fn close_lane(&mut self, now: u64, lane: LaneId) {
+        let entry = self.lanes.get_mut(&lane).expect("an idle lane exists");
+        self.sites[entry.site as usize].idle.retain(|other| *other != lane);
+        entry.state = LaneUse::Closing { since_ms: now };
+        match entry.shard {
+            Some(shard) => self.actions.push_back(Action::CloseLane { shard, lane }),
+            None => self.lane_gone(lane),
+        }
+    }
+
+    /// A lane exists no more.
+    pub(super) fn lane_gone(&mut self, lane: LaneId) {
+        let entry = self.lanes.remove(&lane).expect("only a lane that exists can end");
+        if let Some(shard) = entry.shard {
+            self.shard_lanes[shard] -= 1;
+        }
+        let site = &mut self.sites[entry.site as usize];
+        site.open -= 1;
+        site.idle.retain(|other| *other != lane);
+        self.wake_site(entry.site);
+        self.forget_site(entry.site);
+        while let Some(waiting) = self.starved.pop_front() {
+            self.wake_site(waiting);
+            if self.sites.get(waiting as usize).is_some_and(|site| site.in_ring) {
+                break;
+            }
+        }
+    }
+
+    /// A lane closed by itself, or as it was asked to.
+    pub fn handle_lane_closed(&mut self, lane: LaneId) {
+        match self.lanes.get_mut(&lane).map(|entry| &mut entry.state) {
+            Some(LaneUse::Idle | LaneUse::Closing { .. }) => self.lane_gone(lane),
+            // The job that crossed this comes back as `NotTried`.
+            Some(LaneUse::Busy { closed, .. }) => *closed = true,
+            None => self.totals.strays += 1,
+        }
+    }
+
+    /// Gives up jobs that hang, now and then. A delivery that ends after this is not noticed, so its recipients may get
+    /// the message twice; but nothing waits for ever.
+    pub(super) fn watch_lanes(&mut self, now: u64) {
+        if now < self.watch_ms {
+            return;
+        }
+        self.watch_ms = now + WATCH_MS;
+        let mut hung = Vec::new();
+        for (lane, entry) in &self.lanes {
+            match entry.state {
+                LaneUse::Busy { part, since_ms, .. } if since_ms + self.settings.job_ms_max <= now => {
+                    hung.push((*lane, Some(part)));
+                }
+                LaneUse::Closing { since_ms } if since_ms + CLOSING_MS_MAX <= now => hung.push((*lane, None)),
+                _ => {}
+            }
+        }
+        hung.sort_unstable();
+        for (lane, part) in hung {
+            match part {
+                Some(part) => self.give_up_job(now, lane, part),
+                None => self.lane_gone(lane),
+            }
+        }
+    }
+
+    fn give_up_job(&mut self, now: u64, lane: LaneId, part: u32) {
+        self.totals.hung += 1;
+        let enhanced = Some(EnhancedCode { class: 4, subject: 4, detail: 7 });
+        let reply = Reply { code: 451, enhanced, text: "the delivery hung and was given up".into() };
+        let deferral = Deferral { scope: DeferralScope::Site, reply };
+        let part = &self.parts[part];
+        let outcomes =
+            part.recipients.all().iter().map(|index| (*index, Outcome::Deferred(deferral.clone()))).collect();
+        let queue_id = self.messages[part.message].queue_id;
+        if let Some(shard) = self.lanes[&lane].shard {
+            self.actions.push_back(Action::CloseLane { shard, lane });
+        }
+        let lane_state = LaneState::Failed;
+        self.handle_job_done(now, JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 0 });
+    }
+
+    /// Whether a site that has something ready could start it now; never true when there are no actions left.
+    #[cfg(test)]
+    pub(super) fn neglected_site(&self, now: u64) -> Option<String> {
+        let neglected = self.sites.iter().find(|(_, site)| {
+            let lane = !site.idle.is_empty() || (site.may_open() && self.lanes.len() < self.settings.lanes_max);
+            site.ready_len() > 0 && site.may_start(now) && lane
+        });
+        neglected.map(|(_, site)| format!("{}: {} ready, {:?}", site.name, site.ready_len(), site.health))
+    }
+
+    /// Schedules a look at a site for the end of its pause.
+    pub(super) fn pause_site(&mut self, site: u32, until_ms: u64) {
+        self.site_timers.push(std::cmp::Reverse((until_ms, site)));
+        let paused = &self.sites[site as usize];
+        debug_assert!(matches!(paused.health, Health::Paused { .. }));
+        let reply = paused.last_failure.clone();
+        self.actions.push_back(Action::SitePaused { site: paused.name.clone(), until_ms, reply });
+    }
+}
+
+const COMPANIONS_LOOKED_AT: usize = 8;
+
+/// Where a job goes.
+enum Choice {
+    /// Over this lane.
+    Idle(LaneId),
+    /// Over a new one; `None` is the mailboxes.
+    New { shard: Option<usize> },
+}

@@ -1,0 +1,258 @@
+//! Messages coming in: newly accepted ones and survivors of a restart; and the names of their domains.
+
+use super::{DOMAIN_IDLE_MS, DelayDsn, Domain, Domains, Message, PartState, Recipients, Scheduler};
+use crate::bus::{AcceptedMessage, RecipientIndex};
+use crate::schedule::pool::{Links, NONE};
+use crate::schedule::random::mix;
+use crate::schedule::wheel::NOT_SET;
+use crate::spool::{Location, QueueId};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// A message to queue.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// Its name.
+    pub queue_id: QueueId,
+    /// Where its record lies.
+    pub location: Location,
+    /// Arrival, milliseconds since 1970.
+    pub arrival_ms: u64,
+    /// Octets of trace and body, as the journal wants them back.
+    pub size: u64,
+    /// No DSN ever.
+    pub null_reverse_path: bool,
+    /// MT-PRIORITY, -9 to 9.
+    pub priority: i8,
+    /// The sender has been told of the delay.
+    pub delay_dsn_sent: bool,
+    /// All recipients of the envelope in its order; final ones have no entry in `pending`.
+    pub recipients: SmallVec<[IncomingRecipient; 1]>,
+}
+
+/// A recipient to queue.
+#[derive(Clone, Debug)]
+pub struct IncomingRecipient {
+    /// Domain in lower case A-labels, or an address literal with brackets.
+    pub domain: Arc<str>,
+    /// Tries so far and the time of the next, milliseconds since 1970; `None` when it is final.
+    pub pending: Option<(u16, u64)>,
+}
+
+impl From<AcceptedMessage> for Incoming {
+    fn from(message: AcceptedMessage) -> Incoming {
+        let new = |domain| IncomingRecipient { domain, pending: Some((0, 0)) };
+        Incoming {
+            queue_id: message.queue_id,
+            location: message.location,
+            arrival_ms: message.arrival_ms,
+            size: message.size,
+            null_reverse_path: message.null_reverse_path,
+            priority: message.priority,
+            delay_dsn_sent: false,
+            recipients: message.recipient_domains.into_iter().map(new).collect(),
+        }
+    }
+}
+
+/// What recipients must have in common to start in one part.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Together {
+    Site(u32),
+    Hop(u32),
+}
+
+impl Scheduler {
+    /// Queues a message. One that is queued already is ignored (and counted as a stray): announcing twice is a fault of
+    /// the sender, but must not deliver twice.
+    pub fn handle_accepted(&mut self, now: u64, incoming: Incoming) {
+        if self.find_message(incoming.queue_id).is_some() {
+            self.totals.strays += 1;
+            return;
+        }
+        assert!(incoming.recipients.len() <= RecipientIndex::MAX as usize, "an envelope has at most 65,535 recipients");
+        let domains: SmallVec<[u32; 1]> =
+            incoming.recipients.iter().map(|recipient| self.intern_domain(&recipient.domain)).collect();
+        let live = incoming.recipients.iter().filter(|recipient| recipient.pending.is_some()).count();
+        let message = self.messages.insert(Message {
+            queue_id: incoming.queue_id,
+            location: incoming.location,
+            arrival_ms: incoming.arrival_ms,
+            domains: match domains[..] {
+                [one] => Domains::One(one),
+                _ => Domains::Many(domains.into_vec().into()),
+            },
+            links: Links::default(),
+            tick: 0,
+            slot: NOT_SET,
+            size: incoming.size,
+            live: live as u16,
+            parts: NONE,
+            priority: incoming.priority,
+            null_reverse_path: incoming.null_reverse_path,
+            delay: if incoming.delay_dsn_sent { DelayDsn::Sent } else { DelayDsn::NotDue },
+            expired: false,
+        });
+        let (messages, hash_seed) = (&self.messages, self.hash_seed);
+        let hash = |id: QueueId| mix(id.0 ^ hash_seed);
+        self.by_queue_id.insert_unique(hash(incoming.queue_id), message, |key| hash(messages[*key].queue_id));
+        self.recipients += live;
+        if live == 0 {
+            self.finish_message(now, message);
+            return;
+        }
+        for (part, next_ms) in self.cut_into_parts(now, message, &incoming) {
+            match next_ms > now {
+                true => self.defer_part(part, next_ms),
+                false => self.ready_part(now, part, false),
+            }
+        }
+        // A domain that is known to lead nowhere may have ended it already.
+        if self.find_message(incoming.queue_id).is_some() {
+            self.arm_message(message);
+        }
+    }
+
+    /// Loose parts with the time of their next try: recipients that share site, attempts and time.
+    fn cut_into_parts(&mut self, now: u64, message: u32, incoming: &Incoming) -> SmallVec<[(u32, u64); 1]> {
+        type Key = (Together, (u16, u64));
+        let mut pending: SmallVec<[(Key, RecipientIndex); 1]> = SmallVec::new();
+        for (index, recipient) in incoming.recipients.iter().enumerate() {
+            if let Some(state) = recipient.pending {
+                let hop = self.hop_of(message, index as RecipientIndex);
+                let together = self.usable_site(hop, now).map_or(Together::Hop(hop), Together::Site);
+                pending.push(((together, state), index as RecipientIndex));
+            }
+        }
+        pending.sort_unstable();
+        let recipients_max = self.settings.recipients_max;
+        let mut parts = SmallVec::new();
+        for group in pending.chunk_by(|a, b| a.0 == b.0) {
+            let (attempts, next_ms) = group[0].0.1;
+            for chunk in group.chunks(recipients_max) {
+                let indices: SmallVec<[RecipientIndex; 16]> = chunk.iter().map(|(_, index)| *index).collect();
+                parts.push((self.new_part(message, Recipients::from_slice(&indices), attempts), next_ms));
+            }
+        }
+        parts
+    }
+
+    /// The key of a queued message.
+    pub(super) fn find_message(&self, queue_id: QueueId) -> Option<u32> {
+        self.by_queue_id.find(mix(queue_id.0 ^ self.hash_seed), |key| self.messages[*key].queue_id == queue_id).copied()
+    }
+
+    /// Compaction moved the record of a message.
+    pub fn handle_moved(&mut self, queue_id: QueueId, location: Location) {
+        match self.find_message(queue_id) {
+            Some(message) => self.messages[message].location = location,
+            None => self.totals.strays += 1,
+        }
+    }
+
+    /// Removes a message that has no part and no report left, and tells the journal.
+    pub(super) fn finish_message(&mut self, now: u64, key: u32) {
+        self.message_wheel.remove(&mut self.messages, key);
+        let message = self.messages.remove(key);
+        assert!(message.live == 0 && message.parts == NONE, "a message ends when all its recipients are final");
+        self.reports.remove(&key);
+        let hash = mix(message.queue_id.0 ^ self.hash_seed);
+        let entry = self.by_queue_id.find_entry(hash, |other| *other == key);
+        entry.expect("every message is indexed").remove();
+        for domain in message.domains.all() {
+            self.release_domain(now, *domain);
+        }
+        let Message { queue_id, location, size, .. } = message;
+        self.actions.push_back(super::Action::Record(super::Record::Done { queue_id, location, size }));
+    }
+
+    fn intern_domain(&mut self, name: &Arc<str>) -> u32 {
+        if let Some(key) = self.domain_index.get(name) {
+            self.domains[*key as usize].recipients += 1;
+            return *key;
+        }
+        let hop = self.hop_for(name);
+        let key = self.domains.insert(Domain { name: name.clone(), hop, recipients: 1 }) as u32;
+        self.domain_index.insert(name.clone(), key);
+        key
+    }
+
+    fn release_domain(&mut self, now: u64, key: u32) {
+        let domain = &mut self.domains[key as usize];
+        domain.recipients -= 1;
+        if domain.recipients == 0 {
+            self.idle_domains.push_back((key, now));
+        }
+    }
+
+    /// Forgets domains that had no recipients for a while, with their hops and sites: a bounded number.
+    pub(super) fn forget_idle_domains(&mut self, now: u64) {
+        for _ in 0..64 {
+            let Some((key, since)) = self.idle_domains.front().copied() else { return };
+            // More idle names than this are not worth the memory.
+            if since + DOMAIN_IDLE_MS > now && self.idle_domains.len() <= IDLE_DOMAINS_MAX {
+                return;
+            }
+            self.idle_domains.pop_front();
+            // It may be in use again, or stand here twice; an entry in use is put back when it is released.
+            if self.domains.get(key as usize).is_none_or(|domain| domain.recipients > 0) {
+                continue;
+            }
+            let domain = self.domains.remove(key as usize);
+            self.domain_index.remove(&domain.name);
+            self.hops[domain.hop as usize].domains -= 1;
+            self.forget_hop(domain.hop);
+        }
+    }
+}
+
+const IDLE_DOMAINS_MAX: usize = 100_000;
+
+impl Recipients {
+    /// Both together, ascending.
+    pub(super) fn merged(&self, other: &Recipients) -> Recipients {
+        let mut all: SmallVec<[RecipientIndex; 16]> = self.all().iter().chain(other.all()).copied().collect();
+        all.sort_unstable();
+        Recipients::from_slice(&all)
+    }
+}
+
+impl Scheduler {
+    /// A new loose part at the head of its message's list.
+    pub(super) fn new_part(&mut self, message: u32, recipients: Recipients, attempts: u16) -> u32 {
+        let sibling = self.messages[message].parts;
+        let part = self.parts.insert(super::Part {
+            message,
+            site: NONE,
+            recipients,
+            links: Links::default(),
+            tick: 0,
+            slot: NOT_SET,
+            attempts,
+            reply: super::ReplyId::NONE,
+            sibling,
+            state: PartState::Loose,
+        });
+        self.messages[message].parts = part;
+        part
+    }
+
+    /// Removes a loose part.
+    pub(super) fn drop_part(&mut self, key: u32) -> Recipients {
+        self.set_site(key, NONE);
+        let part = self.parts.remove(key);
+        assert_eq!(part.state, PartState::Loose, "only a loose part can be removed");
+        self.replies.release(part.reply);
+        let message = &mut self.messages[part.message];
+        if message.parts == key {
+            message.parts = part.sibling;
+            return part.recipients;
+        }
+        let mut before = message.parts;
+        while self.parts[before].sibling != key {
+            before = self.parts[before].sibling;
+        }
+        self.parts[before].sibling = part.sibling;
+        part.recipients
+    }
+}

@@ -1,0 +1,702 @@
+//! The scheduler without I/O: what is queued, and what to do next.
+//!
+//! Calling order: any number of `handle_*` (the world to us) and commands, then [`Scheduler::poll_action`] until it gives
+//! nothing (us to the world), then sleep until [`Scheduler::next_deadline`] or the next event, and
+//! [`Scheduler::handle_timeout`] when it has passed. `now` is in milliseconds since 1970 and must never go back; retry
+//! times are kept across restarts, so it follows the wall clock of the start.
+//!
+//! A message is cut into *parts*: recipients of one message that share a site, at most as many as one transaction
+//! takes. A part is what is queued, tried and retried; it is always on exactly one list (or in a lane), by its state:
+//!
+//! ```text
+//!            route known           window open            all final
+//!  accepted ------------> Ready ----------------> Running ----------> gone
+//!      |                   ^  ^  \                   |
+//!      | route unknown     |  |   \ route changed    | some transient
+//!      v          answer   |  |    v                 v
+//!   Routing ---------------+  +-- (Routing)       Deferred --- due: Ready or Routing
+//! ```
+//!
+//! From every state the message's expiry takes the part away (from `Running` when the job ends). What never happens: a
+//! recipient in two parts, a part without recipients, a recipient recorded as bounced before its DSN is durable.
+//! Modules: `intake` (messages, domains), `routing` (next hops, sites), `dispatch` (lanes, jobs), `outcome` (ends of
+//! jobs, retries, expiry), `reports` (DSNs), `view` (what operators and the checkpoint read).
+
+mod dispatch;
+mod intake;
+mod outcome;
+mod reports;
+mod routing;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use super::pool::{Linked, Links, List, Pool};
+use super::random::Random;
+use super::replies::{Replies, ReplyId};
+use super::router::{LookupTarget, Router};
+use super::settings::Settings;
+use super::site::{Site, SiteKey};
+use super::wheel::{Step, Timed, Wheel};
+use crate::bus::{Job, LaneId, RecipientIndex, Remote};
+use crate::smtp::Reply;
+use crate::spool::{Location, QueueId};
+use hashbrown::{HashMap, HashTable};
+use slab::Slab;
+use smallvec::SmallVec;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+pub use intake::{Incoming, IncomingRecipient};
+pub use view::{LiveMessageView, PendingRecipient};
+
+/// What the scheduler wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// Find the hosts of a next hop; answer with [`Scheduler::handle_routed`], always.
+    Lookup {
+        /// Comes back in the answer.
+        hop: HopId,
+        /// The question.
+        target: LookupTarget,
+    },
+    /// Give this job to a shard.
+    Deliver {
+        /// Index of the shard.
+        shard: usize,
+        /// The job.
+        job: Job,
+    },
+    /// Give this job to the mailboxes.
+    DeliverMailbox(Job),
+    /// Close an idle lane of a shard.
+    CloseLane {
+        /// Index of the shard.
+        shard: usize,
+        /// The lane.
+        lane: LaneId,
+    },
+    /// Build and submit a DSN; answer with [`Scheduler::handle_submitted`], also (with success) when nobody wants it.
+    Report(Report),
+    /// Write this into the journal.
+    Record(Record),
+    /// Write this into the log: outcomes of recipients.
+    Log(LogEntry),
+    /// A site was paused, for the log.
+    SitePaused {
+        /// Its name.
+        site: Arc<str>,
+        /// Until when, before the probe.
+        until_ms: u64,
+        /// What failed last.
+        reply: Option<Reply>,
+    },
+}
+
+/// Names a next hop whose hosts are being looked up.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HopId(u32);
+
+/// Why a next hop has no hosts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RouteFailure {
+    /// It will never have: the recipients bounce with this 5xx.
+    Permanent(Reply),
+    /// Try again later, with this 4xx.
+    Transient(Reply),
+}
+
+/// One DSN to make: one per message and moment, whatever the number of recipients.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Comes back in the answer.
+    pub token: u64,
+    /// Failure or delay.
+    pub kind: ReportKind,
+    /// The message.
+    pub queue_id: QueueId,
+    /// Where its record lies.
+    pub location: Location,
+    /// Its arrival.
+    pub arrival_ms: u64,
+    /// When it will expire.
+    pub expires_ms: u64,
+    /// Whom it is about; not empty.
+    pub recipients: Vec<ReportedRecipient>,
+}
+
+/// What a DSN says. The reverse-path is never null; NOTIFY is for whoever builds it to respect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReportKind {
+    /// Bounced or expired.
+    Failure,
+    /// Still trying.
+    Delay,
+}
+
+/// One recipient of a DSN.
+#[derive(Clone, Debug)]
+pub struct ReportedRecipient {
+    /// Index in the envelope.
+    pub recipient: RecipientIndex,
+    /// What was said last about it.
+    pub reply: Reply,
+    /// Who said it; `None` where it is our own finding.
+    pub remote: Option<Arc<Remote>>,
+    /// It expired; the reply is the last transient one.
+    pub expired: bool,
+}
+
+/// An entry for the journal. Each states what is, not what changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    /// The state of one recipient.
+    Recipient {
+        /// Its message.
+        queue_id: QueueId,
+        /// Which.
+        recipient: RecipientIndex,
+        /// Its state.
+        state: RecipientRecord,
+    },
+    /// The delay DSN of a message is durable.
+    DelayDsnSent(QueueId),
+    /// Every recipient is final: the record can go.
+    Done {
+        /// The message.
+        queue_id: QueueId,
+        /// Where its record lies.
+        location: Location,
+        /// Its size as it was announced.
+        size: u64,
+    },
+}
+
+/// State of a recipient in the journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RecipientRecord {
+    /// Waits for this time.
+    Pending {
+        /// Tries so far.
+        attempts: u16,
+        /// Not before, milliseconds since 1970.
+        next_ms: u64,
+    },
+    /// The far side has it.
+    Delivered,
+    /// A DSN about it is durable, or nobody is to be told.
+    Bounced,
+    /// Likewise, because of age.
+    Expired,
+}
+
+/// Outcomes of recipients of one message at one moment, for the log.
+#[derive(Clone, Debug)]
+pub struct LogEntry {
+    /// The message.
+    pub queue_id: QueueId,
+    /// Where its record lies (the addresses are there).
+    pub location: Location,
+    /// Its arrival.
+    pub arrival_ms: u64,
+    /// When this happened.
+    pub now_ms: u64,
+    /// Where it was tried; `None` when it never got that far.
+    pub site: Option<Arc<str>>,
+    /// Who answered.
+    pub remote: Option<Arc<Remote>>,
+    /// Tries before this one.
+    pub attempts: u16,
+    /// No DSN follows a bounce: the reverse-path is null.
+    pub null_reverse_path: bool,
+    /// Each recipient.
+    pub recipients: SmallVec<[(RecipientIndex, Fate, Reply); 1]>,
+}
+
+/// What became of a recipient, for the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Delivered.
+    Delivered,
+    /// Waits until this time.
+    Deferred {
+        /// Milliseconds since 1970.
+        next_ms: u64,
+    },
+    /// Failed for good.
+    Bounced,
+    /// Given up because of age.
+    Expired,
+}
+
+/// Numbers of what happened since the start.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Totals {
+    /// Recipients delivered.
+    pub delivered: u64,
+    /// Attempts that ended in a deferral, per recipient.
+    pub deferred: u64,
+    /// Recipients bounced.
+    pub bounced: u64,
+    /// Recipients expired.
+    pub expired: u64,
+    /// Answers about lanes or tokens that are not, or no longer, known.
+    pub strays: u64,
+    /// Jobs given up by the watchdog.
+    pub hung: u64,
+}
+
+/// The scheduler.
+pub struct Scheduler {
+    settings: Settings,
+    router: Router,
+    random: Random,
+    /// Time of tick 0 of the wheels.
+    base_ms: u64,
+    messages: Pool<Message>,
+    by_queue_id: HashTable<u32>,
+    hash_seed: u64,
+    parts: Pool<Part>,
+    part_wheel: Wheel,
+    message_wheel: Wheel,
+    replies: Replies,
+    domains: Slab<Domain>,
+    domain_index: HashMap<Arc<str>, u32>,
+    /// Domains that lost their last recipient, and when; looked at again after [`DOMAIN_IDLE_MS`].
+    idle_domains: VecDeque<(u32, u64)>,
+    hops: Slab<Hop>,
+    fixed_hops: Vec<Option<u32>>,
+    mailbox_hop: Option<u32>,
+    sites: Slab<Site>,
+    site_index: HashMap<SiteKey, u32>,
+    /// Ends of pauses. An entry may be stale: it only makes the site look whether it can start something.
+    site_timers: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Sites that may have something to start, each at most once.
+    ring: VecDeque<u32>,
+    /// Sites that found all lanes taken by others.
+    starved: VecDeque<u32>,
+    lanes: HashMap<LaneId, Lane>,
+    lane_next: u64,
+    shard_lanes: Vec<usize>,
+    /// When to look for hung lanes next.
+    watch_ms: u64,
+    /// Failures and delays to report, per message key.
+    reports: HashMap<u32, reports::Reports>,
+    tokens: HashMap<u64, Token>,
+    token_next: u64,
+    actions: VecDeque<Action>,
+    /// Where a flush in progress is; `None` when none is.
+    flush_next: Option<u32>,
+    running: usize,
+    recipients: usize,
+    stopping: bool,
+    totals: Totals,
+}
+
+/// Milliseconds of a tick of the wheels.
+const TICK_MS: u64 = 64;
+/// Timers handled in one turn at most; the rest follows in the next, after the driver looked at its channel.
+const STEPS_PER_TURN: usize = 512;
+/// A domain without recipients is remembered this long, for its route.
+const DOMAIN_IDLE_MS: u64 = 600_000;
+/// How often hung lanes are looked for.
+const WATCH_MS: u64 = 10_000;
+
+/// One queued message. Kept small: there may be millions.
+struct Message {
+    queue_id: QueueId,
+    location: Location,
+    arrival_ms: u64,
+    domains: Domains,
+    links: Links,
+    tick: u32,
+    slot: u16,
+    /// Octets, as announced.
+    size: u64,
+    /// Recipients that are not final; 0 ends the message.
+    live: u16,
+    /// Head of the list of its parts, linked by `Part::sibling`.
+    parts: u32,
+    priority: i8,
+    null_reverse_path: bool,
+    delay: DelayDsn,
+    /// It is past its lifetime: what still runs is not retried.
+    expired: bool,
+}
+
+/// The delay DSN of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum DelayDsn {
+    NotDue,
+    Submitted,
+    Sent,
+}
+
+/// The domain of each recipient, by index.
+enum Domains {
+    One(u32),
+    Many(Box<[u32]>),
+}
+
+impl Domains {
+    fn of(&self, recipient: RecipientIndex) -> u32 {
+        match self {
+            Domains::One(domain) => *domain,
+            Domains::Many(domains) => domains[recipient as usize],
+        }
+    }
+
+    fn all(&self) -> &[u32] {
+        match self {
+            Domains::One(domain) => std::slice::from_ref(domain),
+            Domains::Many(domains) => domains,
+        }
+    }
+}
+
+/// Recipients of one message that are queued, tried and retried together.
+struct Part {
+    message: u32,
+    /// Where it goes by the last answer; `NONE` before the first.
+    site: u32,
+    recipients: Recipients,
+    links: Links,
+    tick: u32,
+    slot: u16,
+    attempts: u16,
+    /// The last transient reply.
+    reply: ReplyId,
+    /// The next part of the same message.
+    sibling: u32,
+    state: PartState,
+}
+
+/// Which list a part is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum PartState {
+    /// None: it is being moved.
+    Loose,
+    /// Waits for the answer about this next hop.
+    Routing(u32),
+    /// In its site's queue.
+    Ready,
+    /// In a lane.
+    Running,
+    /// In the wheel.
+    Deferred,
+}
+
+/// Indices in ascending order; not empty.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Recipients {
+    One(RecipientIndex),
+    Many(Box<[RecipientIndex]>),
+}
+
+impl Recipients {
+    fn all(&self) -> &[RecipientIndex] {
+        match self {
+            Recipients::One(recipient) => std::slice::from_ref(recipient),
+            Recipients::Many(recipients) => recipients,
+        }
+    }
+
+    fn from_slice(recipients: &[RecipientIndex]) -> Recipients {
+        match recipients {
+            [one] => Recipients::One(*one),
+            many => Recipients::Many(many.into()),
+        }
+    }
+}
+
+impl Linked for Message {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+impl Timed for Message {
+    fn timer(&mut self) -> (&mut u32, &mut u16) {
+        (&mut self.tick, &mut self.slot)
+    }
+}
+
+impl Linked for Part {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+impl Timed for Part {
+    fn timer(&mut self) -> (&mut u32, &mut u16) {
+        (&mut self.tick, &mut self.slot)
+    }
+}
+
+/// The domain of recipients.
+struct Domain {
+    name: Arc<str>,
+    hop: u32,
+    /// Recipients that name it.
+    recipients: usize,
+}
+
+/// Something that has hosts: a domain's MX, a fixed route, or the mailboxes.
+struct Hop {
+    /// `None` is the mailboxes, which need no lookup.
+    target: Option<LookupTarget>,
+    key: HopKey,
+    /// Domains that go here.
+    domains: usize,
+    route: RouteState,
+    /// A lookup is on its way.
+    looking: bool,
+    /// Parts that wait for it.
+    waiting: List,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HopKey {
+    Mailbox,
+    Fixed(usize),
+    Domain,
+}
+
+/// What is known of a hop.
+enum RouteState {
+    Unknown,
+    /// It leads to this site; asked for again after `fresh_until`, not used after `stale_until`.
+    Known {
+        site: u32,
+        fresh_until: u64,
+        stale_until: u64,
+    },
+    /// It led nowhere; believed until then.
+    Failed {
+        failure: RouteFailure,
+        until: u64,
+    },
+}
+
+/// What a token of a report stands for.
+struct Token {
+    message: u32,
+    queue_id: QueueId,
+    kind: ReportKind,
+}
+
+/// One connection (or place at the mailboxes).
+struct Lane {
+    site: u32,
+    /// `None` for the mailboxes.
+    shard: Option<usize>,
+    jobs: u32,
+    state: LaneUse,
+}
+
+enum LaneUse {
+    Idle,
+    /// `closed` when the far side closed it while the job was on its way to it.
+    Busy {
+        part: u32,
+        since_ms: u64,
+        first: bool,
+        closed: bool,
+    },
+    /// Asked to close; the shard will say when it is gone.
+    Closing {
+        since_ms: u64,
+    },
+}
+
+impl Scheduler {
+    /// An empty scheduler. `seed` is of jitter and of hashing.
+    pub fn new(settings: Settings, router: Router, seed: u64, now: u64) -> Scheduler {
+        let mut random = Random::new(seed);
+        let hash_seed = random.next();
+        let fixed_hops = vec![None; router.routes().len()];
+        let shard_lanes = vec![0; settings.shards];
+        Scheduler {
+            settings,
+            router,
+            random,
+            base_ms: now,
+            messages: Pool::default(),
+            by_queue_id: HashTable::new(),
+            hash_seed,
+            parts: Pool::default(),
+            part_wheel: Wheel::default(),
+            message_wheel: Wheel::default(),
+            replies: Replies::default(),
+            domains: Slab::new(),
+            domain_index: HashMap::new(),
+            idle_domains: VecDeque::new(),
+            hops: Slab::new(),
+            fixed_hops,
+            mailbox_hop: None,
+            sites: Slab::new(),
+            site_index: HashMap::new(),
+            site_timers: BinaryHeap::new(),
+            ring: VecDeque::new(),
+            starved: VecDeque::new(),
+            lanes: HashMap::new(),
+            lane_next: 1,
+            shard_lanes,
+            watch_ms: now + WATCH_MS,
+            reports: HashMap::new(),
+            tokens: HashMap::new(),
+            token_next: 1,
+            actions: VecDeque::new(),
+            flush_next: None,
+            running: 0,
+            recipients: 0,
+            stopping: false,
+            totals: Totals::default(),
+        }
+    }
+
+    /// Messages in the queue.
+    pub fn message_count(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Recipients in the queue that are not final.
+    pub fn recipient_count(&self) -> usize {
+        self.recipients
+    }
+
+    /// Jobs that were given out and have not come back.
+    pub fn running_count(&self) -> usize {
+        self.running
+    }
+
+    /// Lanes that exist.
+    pub fn lane_count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Numbers since the start.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The next thing to do; `None` until the next event or deadline.
+    pub fn poll_action(&mut self, now: u64) -> Option<Action> {
+        if self.actions.is_empty() {
+            self.dispatch(now);
+        }
+        self.actions.pop_front()
+    }
+
+    /// When [`Scheduler::handle_timeout`] has something to do; a time that has passed means at once.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.stopping {
+            return (!self.lanes.is_empty()).then_some(self.watch_ms);
+        }
+        if self.flush_next.is_some() {
+            return Some(0);
+        }
+        let wheels = [self.part_wheel.next_tick(), self.message_wheel.next_tick()];
+        let wheels = wheels.into_iter().flatten().map(|tick| self.ms_of(tick));
+        let site = self.site_timers.peek().map(|Reverse((ms, _))| *ms);
+        let watch = (!self.lanes.is_empty()).then_some(self.watch_ms);
+        wheels.chain(site).chain(watch).min()
+    }
+
+    /// Does what is due, a bounded amount of it: more may be due afterwards.
+    pub fn handle_timeout(&mut self, now: u64) {
+        self.watch_lanes(now);
+        if self.stopping {
+            return;
+        }
+        let now_tick = self.passed_tick(now);
+        for _ in 0..STEPS_PER_TURN {
+            match self.part_wheel.step(&mut self.parts, now_tick) {
+                Step::Fired(part) => self.part_due(now, part),
+                Step::Moved => {}
+                Step::Idle => break,
+            }
+        }
+        for _ in 0..STEPS_PER_TURN {
+            match self.message_wheel.step(&mut self.messages, now_tick) {
+                Step::Fired(message) => self.message_due(now, message),
+                Step::Moved => {}
+                Step::Idle => break,
+            }
+        }
+        while let Some(Reverse((ms, site))) = self.site_timers.peek().copied() {
+            if ms > now {
+                break;
+            }
+            self.site_timers.pop();
+            self.wake_site(site);
+        }
+        self.flush_some(now);
+        self.forget_idle_domains(now);
+    }
+
+    /// Tries everything now that waits: deferred parts, paused sites, failed lookups. The work is spread over turns.
+    /// Gives the number of parts that waited.
+    pub fn flush(&mut self, now: u64) -> usize {
+        for (_, hop) in &mut self.hops {
+            if let RouteState::Failed { .. } = hop.route {
+                hop.route = RouteState::Unknown;
+            }
+        }
+        let paused: Vec<u32> = self.sites.iter().map(|(key, _)| key as u32).collect();
+        for key in paused {
+            self.sites[key as usize].end_pause(now);
+            self.wake_site(key);
+        }
+        self.flush_next = Some(0);
+        self.part_wheel.len()
+    }
+
+    fn flush_some(&mut self, now: u64) {
+        let Some(first) = self.flush_next else { return };
+        let end = self.parts.key_end().min(first.saturating_add(STEPS_PER_TURN as u32));
+        for part in first..end {
+            if self.parts.get(part).is_some_and(|part| part.state == PartState::Deferred) {
+                self.part_wheel.remove(&mut self.parts, part);
+                self.part_due(now, part);
+            }
+        }
+        self.flush_next = (end < self.parts.key_end()).then_some(end);
+    }
+
+    /// Starts nothing new from here on, and closes what is idle. What runs still comes back, see
+    /// [`Scheduler::running_count`].
+    pub fn stop(&mut self, now: u64) {
+        self.stopping = true;
+        let mut idle: Vec<LaneId> =
+            self.sites.iter_mut().flat_map(|(_, site)| std::mem::take(&mut site.idle)).collect();
+        idle.sort_unstable();
+        for lane in idle {
+            self.close_lane(now, lane);
+        }
+    }
+
+    /// The first tick at or after a time, so that no timer fires early.
+    fn tick_of(&self, ms: u64) -> u32 {
+        let ticks = ms.saturating_sub(self.base_ms).div_ceil(TICK_MS);
+        u32::try_from(ticks).unwrap_or(u32::MAX).min(u32::MAX - 1)
+    }
+
+    /// The last tick that has passed.
+    fn passed_tick(&self, now: u64) -> u32 {
+        u32::try_from(now.saturating_sub(self.base_ms) / TICK_MS).unwrap_or(u32::MAX)
+    }
+
+    fn ms_of(&self, tick: u32) -> u64 {
+        self.base_ms + u64::from(tick) * TICK_MS
+    }
+
+    /// When a message expires. A process that was down for long gives what it finds one more try first.
+    fn expires_ms(&self, message: &Message) -> u64 {
+        let age_out = message.arrival_ms.saturating_add(self.settings.lifetime_ms);
+        age_out.max(self.base_ms + self.settings.delay_ms_min)
+    }
+}

@@ -1,0 +1,441 @@
+//! What becomes of recipients: ends of jobs, retries, bounces, expiry.
+
+use super::reports::PendingReport;
+use super::{
+    Action, DelayDsn, Fate, LaneUse, LogEntry, PartState, RecipientRecord, Recipients, Record, RouteFailure, Scheduler,
+};
+use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote};
+use crate::schedule::pool::NONE;
+use crate::schedule::site::{Health, PauseRange};
+use crate::smtp::{EnhancedCode, Reply};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// Who said something about recipients, and at which try.
+#[derive(Clone, Default)]
+struct Context {
+    site: Option<Arc<str>>,
+    remote: Option<Arc<Remote>>,
+    attempts: u16,
+}
+
+/// The outcomes of one job, sorted.
+#[derive(Default)]
+struct Sorted {
+    delivered: Vec<(RecipientIndex, Reply)>,
+    bounced: Vec<(RecipientIndex, Reply)>,
+    deferred: Vec<(RecipientIndex, Reply)>,
+    not_tried: Vec<RecipientIndex>,
+    /// What the site itself was blamed for.
+    site_reply: Option<Reply>,
+}
+
+impl Scheduler {
+    /// A job came back.
+    pub fn handle_job_done(&mut self, now: u64, done: JobDone) {
+        let Some(lane) = self.lanes.get_mut(&done.lane) else {
+            self.totals.strays += 1;
+            return;
+        };
+        let LaneUse::Busy { part, first, closed, .. } = lane.state else {
+            self.totals.strays += 1;
+            return;
+        };
+        lane.state = LaneUse::Idle;
+        let site = lane.site;
+        self.running -= 1;
+        let sorted = self.sort_outcomes(part, &done);
+        let pause_ends = self.judge_site(now, site, &done, &sorted, first);
+        self.sites[site as usize].busy -= 1;
+        let context = Context {
+            site: Some(self.sites[site as usize].name.clone()),
+            remote: done.remote.clone(),
+            attempts: self.parts[part].attempts,
+        };
+        if let Some(until_ms) = pause_ends {
+            self.pause_site(site, until_ms);
+        }
+        self.parts[part].state = PartState::Loose;
+        self.settle(now, part, sorted, &context);
+        match done.lane_state {
+            LaneState::Open if !closed => self.lane_free(now, done.lane),
+            _ => self.lane_gone(done.lane),
+        }
+        self.wake_site(site);
+    }
+
+    /// Every recipient of the part once; one without an outcome, or with one that is none of the part's, is a fault of
+    /// the shard, answered with a try later.
+    fn sort_outcomes(&self, part: u32, done: &JobDone) -> Sorted {
+        let mut sorted = Sorted::default();
+        for index in self.parts[part].recipients.all() {
+            match done.outcomes.iter().find(|(other, _)| other == index).map(|(_, outcome)| outcome) {
+                Some(Outcome::Delivered(reply)) => sorted.delivered.push((*index, reply.clone())),
+                Some(Outcome::Bounced(reply)) => sorted.bounced.push((*index, reply.clone())),
+                Some(Outcome::Deferred(deferral)) => {
+                    if deferral.scope == DeferralScope::Site {
+                        sorted.site_reply = Some(deferral.reply.clone());
+                    }
+                    sorted.deferred.push((*index, deferral.reply.clone()));
+                }
+                Some(Outcome::NotTried) => sorted.not_tried.push(*index),
+                None => sorted.deferred.push((*index, no_outcome())),
+            }
+        }
+        sorted
+    }
+
+    /// Tells the site how its transaction ended, while that still counts as busy. Gives the end of the pause, where one
+    /// begins.
+    fn judge_site(&mut self, now: u64, key: u32, done: &JobDone, sorted: &Sorted, first: bool) -> Option<u64> {
+        let pause = PauseRange { ms_min: self.settings.pause_ms_min, ms_max: self.settings.pause_ms_max };
+        let answered = !sorted.delivered.is_empty() || !sorted.bounced.is_empty() || !sorted.deferred.is_empty();
+        let broken = done.lane_state == LaneState::Failed && sorted.delivered.is_empty();
+        let site = &mut self.sites[key as usize];
+        // A job that crossed the end of an idle lane says nothing; on a new lane it means that none could be opened. As
+        // a probe it proves nothing either, and must not leave the site waiting for it.
+        let probing = matches!(site.health, Health::Probing { lane, .. } if lane == done.lane);
+        if !answered && !first && !probing {
+            return None;
+        }
+        if sorted.site_reply.is_some() || broken || !answered {
+            site.last_failure = sorted.site_reply.clone().or(site.last_failure.take());
+            site.busy -= 1;
+            let until = site.failed(now, done.lane, pause, &mut self.random);
+            site.busy += 1;
+            return until;
+        }
+        site.succeeded();
+        None
+    }
+
+    /// Gives each recipient of a loose part what its outcome means.
+    fn settle(&mut self, now: u64, part: u32, sorted: Sorted, context: &Context) {
+        let message = self.parts[part].message;
+        let Sorted { delivered, bounced, deferred, not_tried, .. } = sorted;
+        self.deliver_recipients(now, message, delivered, context);
+        let attempts = self.parts[part].attempts;
+        let expired = self.messages[message].expired;
+        // The part itself keeps the recipients that were not tried; the others leave it.
+        if !not_tried.is_empty() {
+            self.parts[part].recipients = Recipients::from_slice(&not_tried);
+        }
+        let deferred_parts = if expired { Vec::new() } else { self.deferral_parts(message, &deferred, attempts) };
+        let mut aged = Vec::new();
+        if not_tried.is_empty() {
+            self.drop_part(part);
+        } else if expired {
+            let reply = self.last_reply(part);
+            self.drop_part(part);
+            aged = not_tried.iter().map(|index| (*index, reply.clone())).collect();
+        }
+        match expired {
+            true => self.fail_recipients(now, message, deferred, true, context),
+            false => self.retry_later(now, message, deferred, &deferred_parts, context),
+        }
+        self.fail_recipients(now, message, aged, true, &Context { attempts, ..Context::default() });
+        self.fail_recipients(now, message, bounced, false, context);
+        self.try_report(now, message);
+        // Last, because either may end the message.
+        match not_tried.is_empty() || expired {
+            true => self.try_finish(now, message),
+            false => self.ready_part(now, part, true),
+        }
+    }
+
+    fn deliver_recipients(
+        &mut self,
+        now: u64,
+        message: u32,
+        delivered: Vec<(RecipientIndex, Reply)>,
+        context: &Context,
+    ) {
+        if delivered.is_empty() {
+            return;
+        }
+        self.totals.delivered += delivered.len() as u64;
+        for (index, _) in &delivered {
+            self.finish_recipient(message, *index, RecipientRecord::Delivered);
+        }
+        let fates = delivered.into_iter().map(|(index, reply)| (index, Fate::Delivered, reply));
+        self.log(now, message, fates.collect(), context);
+    }
+
+    /// One loose part per different reply, so that each recipient keeps its own.
+    fn deferral_parts(&mut self, message: u32, deferred: &[(RecipientIndex, Reply)], attempts: u16) -> Vec<u32> {
+        let mut groups: Vec<(&Reply, Vec<RecipientIndex>)> = Vec::new();
+        for (index, reply) in deferred {
+            match groups.iter_mut().find(|(other, _)| *other == reply) {
+                Some((_, indices)) => indices.push(*index),
+                None => groups.push((reply, vec![*index])),
+            }
+        }
+        let part = |(reply, indices): (&Reply, Vec<RecipientIndex>)| {
+            let part = self.new_part(message, Recipients::from_slice(&indices), attempts.saturating_add(1));
+            self.parts[part].reply = self.replies.keep(reply);
+            part
+        };
+        groups.into_iter().map(part).collect()
+    }
+
+    /// Defers parts of one message to one common time, at which they come together again.
+    fn retry_later(
+        &mut self,
+        now: u64,
+        message: u32,
+        deferred: Vec<(RecipientIndex, Reply)>,
+        parts: &[u32],
+        context: &Context,
+    ) {
+        if deferred.is_empty() {
+            return;
+        }
+        let attempts = context.attempts.saturating_add(1);
+        let next_ms = now + self.retry_delay(attempts);
+        for part in parts {
+            self.defer_part(*part, next_ms);
+        }
+        self.totals.deferred += deferred.len() as u64;
+        let queue_id = self.messages[message].queue_id;
+        for (recipient, _) in &deferred {
+            let state = RecipientRecord::Pending { attempts, next_ms };
+            self.actions.push_back(Action::Record(Record::Recipient { queue_id, recipient: *recipient, state }));
+        }
+        let fates = deferred.into_iter().map(|(index, reply)| (index, Fate::Deferred { next_ms }, reply));
+        self.log(now, message, fates.collect(), context);
+    }
+
+    /// Doubles with each attempt, within the bounds of the configuration, give or take a fifth.
+    pub(super) fn retry_delay(&mut self, attempts: u16) -> u64 {
+        let doublings = u32::from(attempts.saturating_sub(1)).min(32);
+        let delay = self.settings.delay_ms_min.saturating_mul(1 << doublings).min(self.settings.delay_ms_max);
+        self.random.jitter(delay)
+    }
+
+    /// Puts a loose part into the wheel.
+    pub(super) fn defer_part(&mut self, part: u32, next_ms: u64) {
+        assert_eq!(self.parts[part].state, PartState::Loose);
+        self.parts[part].state = PartState::Deferred;
+        let site = self.parts[part].site;
+        if site != NONE {
+            self.sites[site as usize].deferred += 1;
+        }
+        let tick = self.tick_of(next_ms);
+        self.part_wheel.insert(&mut self.parts, part, tick);
+    }
+
+    /// A deferred part has left the wheel.
+    fn undefer_part(&mut self, part: u32) {
+        assert_eq!(self.parts[part].state, PartState::Deferred);
+        self.parts[part].state = PartState::Loose;
+        let site = self.parts[part].site;
+        if site != NONE {
+            self.sites[site as usize].deferred -= 1;
+        }
+    }
+
+    /// The time of a deferred part has come; it is out of the wheel.
+    pub(super) fn part_due(&mut self, now: u64, part: u32) {
+        self.undefer_part(part);
+        self.ready_part(now, part, false);
+    }
+
+    /// A loose part has nowhere to go.
+    pub(super) fn unroutable(&mut self, now: u64, part: u32, failure: &RouteFailure) {
+        let (message, attempts) = (self.parts[part].message, self.parts[part].attempts);
+        let context = Context { attempts, ..Context::default() };
+        let all = |recipients: &Recipients, reply: &Reply| {
+            recipients.all().iter().map(|index| (*index, reply.clone())).collect::<Vec<_>>()
+        };
+        match failure {
+            RouteFailure::Permanent(reply) => {
+                let recipients = self.drop_part(part);
+                self.fail_recipients(now, message, all(&recipients, reply), false, &context);
+                self.try_report(now, message);
+                self.try_finish(now, message);
+            }
+            RouteFailure::Transient(reply) => {
+                let queued = &mut self.parts[part];
+                queued.attempts = attempts.saturating_add(1);
+                let deferred = all(&queued.recipients, reply);
+                let old = std::mem::replace(&mut queued.reply, super::ReplyId::NONE);
+                self.replies.release(old);
+                self.parts[part].reply = self.replies.keep(reply);
+                self.retry_later(now, message, deferred, &[part], &context);
+            }
+        }
+    }
+
+    /// Recipients that failed for good: they stay in the queue until their DSN is durable, or end here when nobody is
+    /// to be told.
+    fn fail_recipients(
+        &mut self,
+        now: u64,
+        message: u32,
+        failed: Vec<(RecipientIndex, Reply)>,
+        expired: bool,
+        context: &Context,
+    ) {
+        if failed.is_empty() {
+            return;
+        }
+        let (total, fate) = match expired {
+            true => (&mut self.totals.expired, Fate::Expired),
+            false => (&mut self.totals.bounced, Fate::Bounced),
+        };
+        *total += failed.len() as u64;
+        self.log(now, message, failed.iter().map(|(index, reply)| (*index, fate, reply.clone())).collect(), context);
+        if self.messages[message].null_reverse_path {
+            let state = if expired { RecipientRecord::Expired } else { RecipientRecord::Bounced };
+            for (index, _) in failed {
+                self.finish_recipient(message, index, state);
+            }
+            return;
+        }
+        let remote = &context.remote;
+        let pending = failed.into_iter().map(|(recipient, reply)| PendingReport {
+            recipient,
+            reply,
+            remote: remote.clone(),
+            expired,
+            attempts: context.attempts,
+        });
+        self.gather_failures(now, message, pending.collect());
+    }
+
+    /// A recipient is final. Where it was the only one, the message's own end says as much.
+    pub(super) fn finish_recipient(&mut self, message: u32, recipient: RecipientIndex, state: RecipientRecord) {
+        let queued = &mut self.messages[message];
+        queued.live -= 1;
+        self.recipients -= 1;
+        if queued.live > 0 {
+            let queue_id = queued.queue_id;
+            self.actions.push_back(Action::Record(Record::Recipient { queue_id, recipient, state }));
+        }
+    }
+
+    /// Ends a message whose recipients are all final.
+    pub(super) fn try_finish(&mut self, now: u64, message: u32) {
+        if self.messages[message].live == 0 {
+            self.finish_message(now, message);
+        }
+    }
+
+    /// The timer of a message: its expiry, its delay DSN, or a report that waits.
+    pub(super) fn message_due(&mut self, now: u64, key: u32) {
+        let message = &self.messages[key];
+        if !message.expired && now >= self.expires_ms(message) {
+            self.expire(now, key);
+        } else if self.delay_due_ms(key).is_some_and(|due| now >= due) {
+            self.report_delay(key);
+        }
+        if self.messages[key].live > 0 {
+            self.try_report(now, key);
+        }
+        self.try_finish_or_arm(now, key);
+    }
+
+    fn try_finish_or_arm(&mut self, now: u64, key: u32) {
+        match self.messages[key].live {
+            0 => self.finish_message(now, key),
+            _ => self.arm_message(key),
+        }
+    }
+
+    /// Sets the timer of a message to the first thing that its age will bring.
+    pub(super) fn arm_message(&mut self, key: u32) {
+        let message = &self.messages[key];
+        let expiry = (!message.expired).then(|| self.expires_ms(message));
+        let due = [expiry, self.delay_due_ms(key), self.report_due_ms(key)].into_iter().flatten().min();
+        self.message_wheel.remove(&mut self.messages, key);
+        if let Some(due) = due {
+            let tick = self.tick_of(due);
+            self.message_wheel.insert(&mut self.messages, key, tick);
+        }
+    }
+
+    fn delay_due_ms(&self, key: u32) -> Option<u64> {
+        let message = &self.messages[key];
+        let due = message.arrival_ms.saturating_add(self.settings.delay_dsn_after_ms);
+        let wanted = message.delay == DelayDsn::NotDue && !message.null_reverse_path && !message.expired;
+        wanted.then(|| due.max(self.delay_retry_ms(key)))
+    }
+
+    /// A message has reached its lifetime: every recipient that is not being tried now fails with the last reply.
+    fn expire(&mut self, now: u64, key: u32) {
+        self.messages[key].expired = true;
+        let mut next = self.messages[key].parts;
+        while next != NONE {
+            let part = next;
+            next = self.parts[part].sibling;
+            if self.parts[part].state == PartState::Running {
+                continue;
+            }
+            self.detach(part);
+            let reply = self.last_reply(part);
+            let context = Context {
+                site: self.sites.get(self.parts[part].site as usize).map(|site| site.name.clone()),
+                remote: None,
+                attempts: self.parts[part].attempts,
+            };
+            let recipients = self.drop_part(part);
+            let failed = recipients.all().iter().map(|index| (*index, reply.clone())).collect();
+            self.fail_recipients(now, key, failed, true, &context);
+        }
+    }
+
+    /// Takes a part off whatever list it is on.
+    pub(super) fn detach(&mut self, part: u32) {
+        match self.parts[part].state {
+            PartState::Loose => {}
+            PartState::Running => unreachable!("a running part belongs to its lane"),
+            PartState::Ready => self.unready_part(part),
+            PartState::Deferred => {
+                self.part_wheel.remove(&mut self.parts, part);
+                self.undefer_part(part);
+            }
+            PartState::Routing(hop) => {
+                self.hops[hop as usize].waiting.remove(&mut self.parts, part);
+                self.parts[part].state = PartState::Loose;
+            }
+        }
+    }
+
+    /// The last reply about a part; where it was never tried, what its site said last to others.
+    pub(super) fn last_reply(&self, part: u32) -> Reply {
+        let part = &self.parts[part];
+        let of_site = || self.sites.get(part.site as usize)?.last_failure.clone();
+        self.replies.get(&part.reply).cloned().or_else(of_site).unwrap_or_else(never_tried)
+    }
+
+    fn log(
+        &mut self,
+        now: u64,
+        message: u32,
+        recipients: SmallVec<[(RecipientIndex, Fate, Reply); 1]>,
+        context: &Context,
+    ) {
+        let message = &self.messages[message];
+        self.actions.push_back(Action::Log(LogEntry {
+            queue_id: message.queue_id,
+            location: message.location,
+            arrival_ms: message.arrival_ms,
+            now_ms: now,
+            site: context.site.clone(),
+            remote: context.remote.clone(),
+            attempts: context.attempts,
+            null_reverse_path: message.null_reverse_path,
+            recipients,
+        }));
+    }
+}
+
+fn no_outcome() -> Reply {
+    let enhanced = Some(EnhancedCode { class: 4, subject: 3, detail: 0 });
+    Reply { code: 451, enhanced, text: "the delivery ended without an outcome".into() }
+}
+
+fn never_tried() -> Reply {
+    let enhanced = Some(EnhancedCode { class: 4, subject: 4, detail: 7 });
+    Reply { code: 451, enhanced, text: "no attempt could be made".into() }
+}

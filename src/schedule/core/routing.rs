@@ -1,0 +1,312 @@
+//! Next hops and sites: which hosts a domain leads to, and which domains share them.
+//!
+//! An answer is used while it is fresh, used and asked again when it is older, and waited for when it is old: then the
+//! MX of a domain may change and its queue follows, without a stall of busy domains at each change of age.
+
+use super::{Action, Hop, HopId, HopKey, PartState, Recipients, RouteFailure, RouteState, Scheduler};
+use crate::bus::{EndpointHost, RecipientIndex};
+use crate::schedule::pool::{List, NONE};
+use crate::schedule::router::{LookupTarget, NextHop, SitePolicy, lookup_of};
+use crate::schedule::site::{Site, SiteKey, Window, mx_site_name};
+use crate::smtp::{EnhancedCode, Reply};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+impl Scheduler {
+    /// The hop that a domain goes to; counts the domain.
+    pub(super) fn hop_for(&mut self, domain: &Arc<str>) -> u32 {
+        let hop = match self.router.next_hop(domain) {
+            NextHop::Mailbox => match self.mailbox_hop {
+                Some(hop) => hop,
+                None => *self.mailbox_hop.insert(self.hops.insert(Hop::new(None, HopKey::Mailbox)) as u32),
+            },
+            NextHop::Fixed(index) => match self.fixed_hops[index] {
+                Some(hop) => hop,
+                None => {
+                    let target = lookup_of(&self.router.routes()[index]);
+                    let hop = self.hops.insert(Hop::new(Some(target), HopKey::Fixed(index))) as u32;
+                    *self.fixed_hops[index].insert(hop)
+                }
+            },
+            NextHop::Mx => self.hops.insert(Hop::new(Some(LookupTarget::Mx(domain.clone())), HopKey::Domain)) as u32,
+        };
+        self.hops[hop as usize].domains += 1;
+        hop
+    }
+
+    /// Removes the hop of a domain that is gone. Fixed hops and an unanswered one stay.
+    pub(super) fn forget_hop(&mut self, key: u32) {
+        let hop = &self.hops[key as usize];
+        if hop.domains > 0 || hop.looking || hop.key != HopKey::Domain {
+            return;
+        }
+        assert!(hop.waiting.is_empty(), "a part that waits has a domain that is in use");
+        let hop = self.hops.remove(key as usize);
+        if let RouteState::Known { site, .. } = hop.route {
+            self.sites[site as usize].hops -= 1;
+            self.forget_site(site);
+        }
+    }
+
+    pub(super) fn hop_of(&self, message: u32, recipient: RecipientIndex) -> u32 {
+        self.domains[self.messages[message].domains.of(recipient) as usize].hop
+    }
+
+    /// The site of a hop, where the answer is good enough to use without waiting. Mailboxes need no answer.
+    pub(super) fn usable_site(&mut self, hop: u32, now: u64) -> Option<u32> {
+        match self.hops[hop as usize].route {
+            RouteState::Known { site, stale_until, .. } if now < stale_until => Some(site),
+            RouteState::Unknown if self.hops[hop as usize].key == HopKey::Mailbox => {
+                let site = self.find_or_make_site(SiteKey::Mailbox, &[]);
+                self.set_route(hop, site, u64::MAX, u64::MAX);
+                Some(site)
+            }
+            _ => None,
+        }
+    }
+
+    /// Asks for the hosts of a hop, unless the question is open or the answer is fresh.
+    pub(super) fn refresh(&mut self, key: u32, now: u64) {
+        let hop = &mut self.hops[key as usize];
+        let fresh = match hop.route {
+            RouteState::Known { fresh_until, .. } => now < fresh_until,
+            RouteState::Failed { until, .. } => now < until,
+            RouteState::Unknown => false,
+        };
+        let Some(target) = &hop.target else { return };
+        if !hop.looking && !fresh {
+            hop.looking = true;
+            self.actions.push_back(Action::Lookup { hop: HopId(key), target: target.clone() });
+        }
+    }
+
+    /// A part is due: puts it into its site's queue, or asks where that is, or ends it when there is none. `first` puts
+    /// it before the others, for what was due before but not tried.
+    pub(super) fn ready_part(&mut self, now: u64, part: u32, first: bool) {
+        assert_eq!(self.parts[part].state, PartState::Loose);
+        if self.stopping {
+            self.defer_part(part, now);
+            return;
+        }
+        match self.common_site(now, part) {
+            Common::Site(site) => self.enqueue(now, part, site, first),
+            Common::Hop(hop) => self.route_part(now, part, hop),
+            Common::Nothing => {
+                for piece in self.split_by_hop(part) {
+                    let hop = self.hop_of_part(piece);
+                    self.route_part(now, piece, hop);
+                }
+            }
+        }
+    }
+
+    fn route_part(&mut self, now: u64, part: u32, hop: u32) {
+        if let Some(site) = self.usable_site(hop, now) {
+            self.enqueue(now, part, site, false);
+            return;
+        }
+        if let RouteState::Failed { failure, until } = &self.hops[hop as usize].route
+            && now < *until
+        {
+            let failure = failure.clone();
+            self.unroutable(now, part, &failure);
+            return;
+        }
+        self.set_site(part, NONE);
+        self.parts[part].state = PartState::Routing(hop);
+        self.hops[hop as usize].waiting.push_back(&mut self.parts, part);
+        self.refresh(hop, now);
+    }
+
+    /// What the recipients of a part have in common by the answers at hand; asks again where one is not fresh.
+    pub(super) fn common_site(&mut self, now: u64, part: u32) -> Common {
+        let message = self.parts[part].message;
+        let first = self.hop_of_part(part);
+        let mut hops: SmallVec<[u32; 8]> = SmallVec::from_slice(&[first]);
+        if let Recipients::Many(recipients) = &self.parts[part].recipients {
+            hops.extend(recipients.iter().map(|recipient| self.hop_of(message, *recipient)));
+            hops.sort_unstable();
+            hops.dedup();
+        }
+        let site = self.usable_site(hops[0], now);
+        for hop in &hops {
+            if self.usable_site(*hop, now) != site || site.is_none() {
+                return if hops.len() == 1 { Common::Hop(first) } else { Common::Nothing };
+            }
+        }
+        for hop in hops {
+            self.refresh(hop, now);
+        }
+        site.map_or(Common::Hop(first), Common::Site)
+    }
+
+    pub(super) fn hop_of_part(&self, part: u32) -> u32 {
+        let part = &self.parts[part];
+        self.hop_of(part.message, part.recipients.all()[0])
+    }
+
+    /// Cuts a loose part into one per hop; they come together again where they share a site.
+    fn split_by_hop(&mut self, part: u32) -> SmallVec<[u32; 8]> {
+        let (message, attempts) = (self.parts[part].message, self.parts[part].attempts);
+        let reply = self.replies.share(&self.parts[part].reply);
+        let recipients = self.drop_part(part);
+        let mut by_hop: SmallVec<[(u32, RecipientIndex); 16]> =
+            recipients.all().iter().map(|recipient| (self.hop_of(message, *recipient), *recipient)).collect();
+        by_hop.sort_unstable();
+        let mut pieces = SmallVec::new();
+        for group in by_hop.chunk_by(|a, b| a.0 == b.0) {
+            let indices: SmallVec<[RecipientIndex; 16]> = group.iter().map(|(_, index)| *index).collect();
+            let piece = self.new_part(message, Recipients::from_slice(&indices), attempts);
+            self.parts[piece].reply = self.replies.share(&reply);
+            pieces.push(piece);
+        }
+        self.replies.release(reply);
+        pieces
+    }
+
+    /// The answer to [`Action::Lookup`]. Hosts in the order to try them, not empty.
+    pub fn handle_routed(&mut self, now: u64, hop: HopId, answer: Result<Vec<EndpointHost>, RouteFailure>) {
+        let HopId(key) = hop;
+        if !self.hops.get(key as usize).is_some_and(|hop| hop.looking) {
+            self.totals.strays += 1;
+            return;
+        }
+        self.hops[key as usize].looking = false;
+        let answer = match answer {
+            Ok(hosts) if hosts.is_empty() => Err(RouteFailure::Transient(no_hosts())),
+            answer => answer,
+        };
+        match answer {
+            Ok(hosts) => self.route_found(now, key, &hosts),
+            Err(failure) => self.route_failed(now, key, failure),
+        }
+        // All that waited follow at once: they gathered while one lookup lasted, so they are seconds' worth of mail.
+        let waiting = std::mem::take(&mut self.hops[key as usize].waiting);
+        let mut left = waiting;
+        while let Some(part) = left.pop_front(&mut self.parts) {
+            self.parts[part].state = PartState::Loose;
+            self.ready_part(now, part, false);
+        }
+        self.forget_hop(key);
+    }
+
+    fn route_found(&mut self, now: u64, key: u32, hosts: &[EndpointHost]) {
+        let site_key = match self.hops[key as usize].key {
+            HopKey::Mailbox => SiteKey::Mailbox,
+            HopKey::Fixed(index) => SiteKey::Fixed(index),
+            HopKey::Domain => SiteKey::Mx(host_names(hosts).join(",").into()),
+        };
+        let site = self.find_or_make_site(site_key, hosts);
+        let (fresh, stale) = (self.settings.route_fresh_ms, self.settings.route_stale_ms);
+        self.set_route(key, site, now + fresh, now + fresh.max(stale));
+    }
+
+    fn route_failed(&mut self, now: u64, key: u32, failure: RouteFailure) {
+        match self.hops[key as usize].route {
+            // A resolver that fails for a while does not stop mail whose way was known a moment ago.
+            RouteState::Known { stale_until, .. }
+                if now < stale_until && matches!(failure, RouteFailure::Transient(_)) => {}
+            _ => {
+                let until = now + self.settings.route_fresh_ms;
+                let old = std::mem::replace(&mut self.hops[key as usize].route, RouteState::Failed { failure, until });
+                self.leave_site(old);
+            }
+        }
+    }
+
+    fn set_route(&mut self, hop: u32, site: u32, fresh_until: u64, stale_until: u64) {
+        self.sites[site as usize].hops += 1;
+        let route = RouteState::Known { site, fresh_until, stale_until };
+        let old = std::mem::replace(&mut self.hops[hop as usize].route, route);
+        self.leave_site(old);
+    }
+
+    fn leave_site(&mut self, old: RouteState) {
+        if let RouteState::Known { site, .. } = old {
+            self.sites[site as usize].hops -= 1;
+            self.forget_site(site);
+        }
+    }
+
+    fn find_or_make_site(&mut self, key: SiteKey, hosts: &[EndpointHost]) -> u32 {
+        let found = self.site_index.get(&key).copied();
+        let site = found.unwrap_or_else(|| self.make_site(key, hosts));
+        let known = &mut self.sites[site as usize];
+        // The newest answer's order and addresses count.
+        if known.hosts[..] != *hosts {
+            known.hosts = hosts.into();
+        }
+        site
+    }
+
+    fn make_site(&mut self, key: SiteKey, hosts: &[EndpointHost]) -> u32 {
+        let connections_max = self.settings.connections_max;
+        let (name, policy, window) = match &key {
+            SiteKey::Mailbox => {
+                ("mailbox".into(), SitePolicy::default(), Window::fixed(self.settings.mailbox_jobs_max))
+            }
+            SiteKey::Fixed(index) => {
+                let route = &self.router.routes()[*index];
+                (format!("route:{}", route.domain), SitePolicy::of(route), Window::new(connections_max))
+            }
+            SiteKey::Mx(_) => (mx_site_name(&host_names(hosts)), SitePolicy::default(), Window::new(connections_max)),
+        };
+        let site = self.sites.insert(Site::new(key.clone(), name.into(), policy, window)) as u32;
+        self.site_index.insert(key, site);
+        site
+    }
+
+    /// Removes a site that nothing names any more.
+    pub(super) fn forget_site(&mut self, key: u32) {
+        let site = &self.sites[key as usize];
+        if site.parts == 0 && site.hops == 0 && site.open == 0 {
+            assert!(site.ready_len() == 0 && site.busy == 0);
+            let site = self.sites.remove(key as usize);
+            self.site_index.remove(&site.key);
+        }
+    }
+
+    /// Changes the site that a part names, and both counts.
+    pub(super) fn set_site(&mut self, part: u32, site: u32) {
+        let old = std::mem::replace(&mut self.parts[part].site, site);
+        if old == site {
+            return;
+        }
+        if site != NONE {
+            self.sites[site as usize].parts += 1;
+        }
+        if old != NONE {
+            self.sites[old as usize].parts -= 1;
+            self.forget_site(old);
+        }
+    }
+}
+
+/// What the recipients of a part have in common.
+pub(super) enum Common {
+    /// One site.
+    Site(u32),
+    /// One hop, whose site is not known.
+    Hop(u32),
+    /// Neither.
+    Nothing,
+}
+
+impl Hop {
+    fn new(target: Option<LookupTarget>, key: HopKey) -> Hop {
+        Hop { target, key, domains: 0, route: RouteState::Unknown, looking: false, waiting: List::default() }
+    }
+}
+
+/// Names without repetition, sorted, so that the order of an answer does not matter.
+fn host_names(hosts: &[EndpointHost]) -> Vec<&str> {
+    let mut names: Vec<&str> = hosts.iter().map(|host| &*host.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn no_hosts() -> Reply {
+    let enhanced = Some(EnhancedCode { class: 4, subject: 4, detail: 3 });
+    Reply { code: 451, enhanced, text: "no host was found for the domain".into() }
+}

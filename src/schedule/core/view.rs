@@ -1,0 +1,270 @@
+//! What operators and the journal's checkpoint read. Listings walk the whole queue: tens of milliseconds for a million
+//! messages, on an operator's order only.
+
+use super::{DelayDsn, LaneUse, Part, PartState, RouteState, Scheduler};
+use crate::bus::RecipientIndex;
+use crate::schedule::pool::NONE;
+use crate::schedule::site::{Health, Site, SiteKey};
+use crate::spool::{Location, QueueId};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+
+/// A queued message as the checkpoint wants it.
+#[derive(Clone, Debug)]
+pub struct LiveMessageView {
+    /// Its name.
+    pub queue_id: QueueId,
+    /// Where its record lies.
+    pub location: Location,
+    /// Arrival, milliseconds since 1970.
+    pub arrival_ms: u64,
+    /// As announced.
+    pub size: u64,
+    /// No DSN ever.
+    pub null_reverse_path: bool,
+    /// MT-PRIORITY.
+    pub priority: i8,
+    /// The sender has been told of the delay.
+    pub delay_dsn_sent: bool,
+    /// Domain of every recipient by index, and its state where it is not final.
+    pub recipients: Vec<(Arc<str>, Option<PendingRecipient>)>,
+}
+
+/// State of a recipient that is not final.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PendingRecipient {
+    /// Tries so far.
+    pub attempts: u16,
+    /// Not before; 0 is at once.
+    pub next_ms: u64,
+}
+
+impl Scheduler {
+    /// Queued messages from a position on, at most `max` positions of it; the next position, where there is one. A
+    /// message that is queued during the whole walk is seen exactly once.
+    pub fn live_messages(&self, from: u32, max: u32) -> (Vec<LiveMessageView>, Option<u32>) {
+        let end = self.messages.key_end();
+        let stop = end.min(from.saturating_add(max.max(1)));
+        let seen = (from..stop).filter(|key| self.messages.get(*key).is_some()).map(|key| self.live_message(key));
+        (seen.collect(), (stop < end).then_some(stop))
+    }
+
+    fn live_message(&self, key: u32) -> LiveMessageView {
+        let message = &self.messages[key];
+        let name = |domain: &u32| (self.domains[*domain as usize].name.clone(), None);
+        let mut recipients: Vec<(Arc<str>, Option<PendingRecipient>)> =
+            message.domains.all().iter().map(name).collect();
+        for part in self.parts_of(key) {
+            let next_ms = if part.state == PartState::Deferred { self.ms_of(part.tick) } else { 0 };
+            for index in part.recipients.all() {
+                recipients[*index as usize].1 = Some(PendingRecipient { attempts: part.attempts, next_ms });
+            }
+        }
+        // Failed, but the DSN is not durable: after a restart they are tried and fail once more.
+        for failed in self.reports.get(&key).into_iter().flat_map(|reports| reports.pending()) {
+            let state = PendingRecipient { attempts: failed.attempts, next_ms: 0 };
+            recipients[failed.recipient as usize].1 = Some(state);
+        }
+        LiveMessageView {
+            queue_id: message.queue_id,
+            location: message.location,
+            arrival_ms: message.arrival_ms,
+            size: message.size,
+            null_reverse_path: message.null_reverse_path,
+            priority: message.priority,
+            delay_dsn_sent: message.delay == DelayDsn::Sent,
+            recipients,
+        }
+    }
+
+    fn parts_of(&self, message: u32) -> impl Iterator<Item = &Part> {
+        let mut next = self.messages[message].parts;
+        std::iter::from_fn(move || {
+            let part = self.parts.get(next)?;
+            next = part.sibling;
+            Some(part)
+        })
+    }
+
+    /// The oldest messages, oldest first, at most `limit`, as a JSON array.
+    pub fn queue_list(&self, now: u64, limit: usize) -> Value {
+        let mut oldest: BinaryHeap<(u64, u32)> = BinaryHeap::new();
+        for (key, message) in self.messages.iter() {
+            oldest.push((message.arrival_ms, key));
+            if oldest.len() > limit {
+                oldest.pop();
+            }
+        }
+        let rows = oldest.into_sorted_vec().into_iter().map(|(_, key)| {
+            let mut row = self.message_json(key);
+            // One line says the state of the part that will move next.
+            let first = self.parts_of(key).min_by_key(|part| self.next_ms(part).unwrap_or(0));
+            row["state"] = first.map_or("reporting", |part| state_name(part.state)).into();
+            row["site"] = first.and_then(|part| self.site_name(part)).into();
+            row["attempts"] = first.map(|part| part.attempts).into();
+            row["next_ms"] = first.and_then(|part| self.next_ms(part)).into();
+            row["reason"] = first.map_or_else(|| REPORTING.into(), |part| self.reason(now, part)).into();
+            row
+        });
+        Value::Array(rows.collect())
+    }
+
+    /// One message with every recipient that is not final, why it waits and until when; `None` when it is not queued.
+    pub fn queue_show(&self, now: u64, queue_id: QueueId) -> Option<Value> {
+        let key = self.find_message(queue_id)?;
+        let message = &self.messages[key];
+        let mut recipients = Vec::new();
+        for part in self.parts_of(key) {
+            for index in part.recipients.all() {
+                recipients.push((*index, self.recipient_json(now, key, part, *index)));
+            }
+        }
+        for failed in self.reports.get(&key).into_iter().flat_map(|reports| reports.pending()) {
+            let domain = &self.domains[message.domains.of(failed.recipient) as usize].name;
+            let row = json!({
+                "recipient": failed.recipient, "domain": **domain, "state": "reporting", "attempts": failed.attempts,
+                "reason": REPORTING, "reply": failed.reply.to_string(),
+            });
+            recipients.push((failed.recipient, row));
+        }
+        recipients.sort_by_key(|(index, _)| *index);
+        let mut row = self.message_json(key);
+        row["expires_ms"] = self.expires_ms(message).into();
+        row["priority"] = message.priority.into();
+        row["null_reverse_path"] = message.null_reverse_path.into();
+        row["delay_dsn_sent"] = (message.delay == DelayDsn::Sent).into();
+        row["recipients"] = recipients.into_iter().map(|(_, row)| row).collect();
+        Some(row)
+    }
+
+    /// Counts per site and state.
+    pub fn queue_summary(&self, now: u64) -> Value {
+        let mut sites: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+        for (_, site) in &self.sites {
+            sites.entry(&site.name).or_default().push(site_json(now, site));
+        }
+        json!({
+            "messages": self.messages.len(),
+            "recipients": self.recipients,
+            "running": self.running,
+            "routing": self.hops.iter().map(|(_, hop)| hop.waiting.len()).sum::<usize>(),
+            "deferred": self.part_wheel.len(),
+            "reporting": self.reports.values().filter(|reports| reports.pending().next().is_some()).count(),
+            "lanes": self.lanes.len(),
+            "lanes_idle": self.lanes.values().filter(|lane| matches!(lane.state, LaneUse::Idle)).count(),
+            "sites": sites.into_values().flatten().collect::<Vec<Value>>(),
+        })
+    }
+
+    fn message_json(&self, key: u32) -> Value {
+        let message = &self.messages[key];
+        json!({
+            "queue_id": message.queue_id.to_string(),
+            "arrival_ms": message.arrival_ms,
+            "size": message.size,
+            "recipients": message.live,
+        })
+    }
+
+    fn recipient_json(&self, now: u64, key: u32, part: &Part, index: RecipientIndex) -> Value {
+        let domain = &self.domains[self.messages[key].domains.of(index) as usize].name;
+        json!({
+            "recipient": index,
+            "domain": **domain,
+            "state": state_name(part.state),
+            "site": self.site_name(part),
+            "attempts": part.attempts,
+            "next_ms": self.next_ms(part),
+            "reason": self.reason(now, part),
+            "reply": self.replies.get(&part.reply).map(|reply| reply.to_string()),
+        })
+    }
+
+    fn site_of(&self, part: &Part) -> Option<&Site> {
+        (part.site != NONE).then(|| &self.sites[part.site as usize])
+    }
+
+    fn site_name(&self, part: &Part) -> Option<&str> {
+        self.site_of(part).map(|site| &*site.name)
+    }
+
+    /// The earliest time at which the part can be tried; `None` when that is now, or not a question of time.
+    fn next_ms(&self, part: &Part) -> Option<u64> {
+        match part.state {
+            PartState::Deferred => Some(self.ms_of(part.tick)),
+            PartState::Ready => match self.site_of(part)?.health {
+                Health::Paused { until_ms, .. } => Some(until_ms),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Why a part waits, for people.
+    fn reason(&self, now: u64, part: &Part) -> String {
+        match part.state {
+            PartState::Loose => "is being moved".into(),
+            PartState::Running => "is being delivered".into(),
+            PartState::Routing(hop) => match &self.hops[hop as usize].route {
+                RouteState::Known { .. } => "waits for a newer answer about its next hop".into(),
+                _ => "waits for the answer about its next hop".into(),
+            },
+            PartState::Deferred => match self.replies.get(&part.reply) {
+                Some(reply) => format!("waits for its next attempt after: {reply}"),
+                None => "waits for its next attempt".into(),
+            },
+            PartState::Ready => self.site_of(part).map_or_else(String::new, |site| site_reason(now, site)),
+        }
+    }
+}
+
+const REPORTING: &str = "has failed and waits for its DSN to be stored";
+
+fn site_reason(now: u64, site: &Site) -> String {
+    let last = site.last_failure.as_ref().map_or_else(String::new, |reply| format!(", after: {reply}"));
+    match site.health {
+        Health::Paused { until_ms, pauses } if until_ms > now => {
+            format!("its site is paused for the {pauses}. time in a row{last}")
+        }
+        Health::Paused { .. } => "its site is to be probed".into(),
+        Health::Probing { .. } => format!("another message probes its site{last}"),
+        Health::Open if site.busy >= site.window.limit() => {
+            format!("its site has as many deliveries as it takes at present ({})", site.window.limit())
+        }
+        Health::Open => "waits for its turn".into(),
+    }
+}
+
+fn state_name(state: PartState) -> &'static str {
+    match state {
+        PartState::Loose => "moving",
+        PartState::Routing(_) => "routing",
+        PartState::Ready => "ready",
+        PartState::Running => "running",
+        PartState::Deferred => "deferred",
+    }
+}
+
+fn site_json(now: u64, site: &Site) -> Value {
+    let (health, until) = match site.health {
+        Health::Open => ("open", None),
+        Health::Paused { until_ms, .. } => ("paused", Some(until_ms)),
+        Health::Probing { .. } => ("probing", None),
+    };
+    let mut row = json!({
+        "site": *site.name,
+        "state": health,
+        "until_ms": until,
+        "ready": site.ready_len(),
+        "running": site.busy,
+        "deferred": site.deferred,
+        "connections": if site.key == SiteKey::Mailbox { 0 } else { site.open },
+        "window": site.window.limit(),
+        "last_failure": site.last_failure.as_ref().map(|reply| reply.to_string()),
+    });
+    if site.ready_len() > 0 && !site.may_start(now) {
+        row["reason"] = site_reason(now, site).into();
+    }
+    row
+}

@@ -1,0 +1,138 @@
+//! What the configuration says of a domain, before DNS is asked: local, a fixed route, or the domain's MX hosts.
+
+use crate::bus::{Credentials, Protocol, TlsPolicy};
+use crate::config::{Config, NextHopConfig, Route};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Where recipients of a domain go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NextHop {
+    /// Into mailboxes here.
+    Mailbox,
+    /// By this fixed route (index into [`Router::routes`]).
+    Fixed(usize),
+    /// To the domain's own MX hosts.
+    Mx,
+}
+
+/// Domains that are local, and fixed routes, first match wins.
+#[derive(Clone, Debug, Default)]
+pub struct Router {
+    local: HashSet<String>,
+    routes: Vec<Route>,
+}
+
+impl Router {
+    /// Names are compared in lower case.
+    pub fn new(local_domains: &[String], routes: &[Route]) -> Router {
+        let mut routes = routes.to_vec();
+        routes.iter_mut().for_each(|route| route.domain.make_ascii_lowercase());
+        Router { local: local_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(), routes }
+    }
+
+    /// From the configuration.
+    pub fn from_config(config: &Config) -> Router {
+        Router::new(&config.mailboxes.local_domains, &config.routes)
+    }
+
+    /// The fixed routes.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// Where a domain (lower case A-labels, or an address literal in brackets) goes.
+    pub fn next_hop(&self, domain: &str) -> NextHop {
+        if self.local.contains(domain) {
+            return NextHop::Mailbox;
+        }
+        match self.routes.iter().position(|route| matches(&route.domain, domain)) {
+            Some(index) => NextHop::Fixed(index),
+            None => NextHop::Mx,
+        }
+    }
+}
+
+fn matches(pattern: &str, domain: &str) -> bool {
+    match pattern.strip_prefix('.') {
+        Some(parent) => domain.strip_suffix(parent).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+        None => pattern == "*" || pattern == domain,
+    }
+}
+
+/// The question to ask for the hosts of a next hop.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LookupTarget {
+    /// MX hosts of a domain, or the host of an address literal.
+    Mx(Arc<str>),
+    /// Addresses of a host (no MX), or the address itself.
+    Host {
+        /// Name or address.
+        host: Arc<str>,
+        /// TCP port.
+        port: u16,
+    },
+}
+
+/// What a site's connections need besides hosts.
+#[derive(Clone, Debug)]
+pub struct SitePolicy {
+    /// SMTP or LMTP.
+    pub protocol: Protocol,
+    /// TLS policy.
+    pub tls: TlsPolicy,
+    /// Login.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+impl Default for SitePolicy {
+    fn default() -> Self {
+        SitePolicy { protocol: Protocol::Smtp, tls: TlsPolicy::Opportunistic, credentials: None }
+    }
+}
+
+impl SitePolicy {
+    /// Of a fixed route.
+    pub fn of(route: &Route) -> SitePolicy {
+        SitePolicy { protocol: route.protocol, tls: route.tls, credentials: route.credentials.clone() }
+    }
+}
+
+/// The question for a fixed route.
+pub fn lookup_of(route: &Route) -> LookupTarget {
+    match &route.next_hop {
+        NextHopConfig::Host { host, port } => LookupTarget::Host { host: host.as_str().into(), port: *port },
+        NextHopConfig::Mx(domain) => LookupTarget::Mx(domain.to_ascii_lowercase().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(domain: &str) -> Route {
+        Route {
+            domain: domain.into(),
+            next_hop: NextHopConfig::Host { host: "127.0.0.1".into(), port: 25 },
+            protocol: Protocol::Smtp,
+            tls: TlsPolicy::None,
+            credentials: None,
+        }
+    }
+
+    #[test]
+    fn local_wins_then_the_first_route_then_mx() {
+        let routes = [route("a.example"), route(".B.example"), route("deep.b.example")];
+        let router = Router::new(&["Local.example".into()], &routes);
+        let check = |domain: &str, expected| assert_eq!(router.next_hop(domain), expected, "{domain}");
+        check("local.example", NextHop::Mailbox);
+        check("a.example", NextHop::Fixed(0));
+        check("deep.b.example", NextHop::Fixed(1));
+        check("b.example", NextHop::Mx);
+        check("xb.example", NextHop::Mx);
+        check(".b.example", NextHop::Mx);
+        check("c.example", NextHop::Mx);
+        let with_smarthost = Router::new(&[], &[route("a.example"), route("*")]);
+        assert_eq!(with_smarthost.next_hop("anything.example"), NextHop::Fixed(1));
+    }
+}

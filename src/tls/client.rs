@@ -1,0 +1,104 @@
+//! TLS of deliveries: what is offered to next hops and what is believed of them.
+
+use super::TlsConnector;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::sync::Arc;
+
+/// Connectors for deliveries; cheap to clone, shared by all shards.
+#[derive(Clone)]
+pub struct ClientTls {
+    unverified: TlsConnector,
+    verified: TlsConnector,
+}
+
+impl ClientTls {
+    /// Loads the system's root certificates; reads files, so it is called before executors start. A system without
+    /// roots is no error: then every delivery that wants a verified host waits.
+    ///
+    /// # Errors
+    /// The cryptographic provider supports none of the TLS versions that are wanted (never in a sound build).
+    pub fn load() -> Result<ClientTls, rustls::Error> {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!("cannot read a root certificate: {error}");
+        }
+        let mut roots = RootCertStore::empty();
+        let (added, ignored) = roots.add_parsable_certificates(found.certs);
+        tracing::debug!("{added} root certificates, {ignored} not understood");
+        if added == 0 {
+            tracing::warn!(
+                "no root certificates: routes with tls = \"verify\" will not deliver (install ca-certificates)"
+            );
+        }
+        ClientTls::with_roots(roots)
+    }
+
+    /// Believes these roots.
+    ///
+    /// # Errors
+    /// As [`ClientTls::load`].
+    pub fn with_roots(roots: RootCertStore) -> Result<ClientTls, rustls::Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = || ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let anybody = Arc::new(AcceptAnybody { provider: provider.clone() });
+        let unverified = builder()?.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth();
+        let verified = builder()?.with_root_certificates(roots).with_no_client_auth();
+        let connector = |config| TlsConnector::from(Arc::new(config));
+        Ok(ClientTls { unverified: connector(unverified), verified: connector(verified) })
+    }
+
+    /// For hosts whose certificate does not matter: encryption alone keeps out who only listens (RFC 7435), and MX
+    /// hosts mostly have certificates that nobody could verify.
+    pub fn unverified(&self) -> &TlsConnector {
+        &self.unverified
+    }
+
+    /// For hosts that must prove their name.
+    pub fn verified(&self) -> &TlsConnector {
+        &self.verified
+    }
+}
+
+/// Takes any certificate, but only from who holds its key.
+#[derive(Debug)]
+struct AcceptAnybody {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AcceptAnybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
