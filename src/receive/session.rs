@@ -149,7 +149,9 @@ impl Driver<'_> {
 
     async fn read(&mut self) -> Result<(), Lost> {
         match self.stream.read(&mut self.buffer[self.end..]).await? {
-            0 => Err(Lost::Connection(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"))),
+            0 => {
+                Err(Lost::Connection(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection")))
+            }
             read => {
                 self.end += read;
                 Ok(())
@@ -436,4 +438,3 @@ pub(crate) fn spool_reply(error: &SpoolError) -> Reply {
         }
     }
 }
-
