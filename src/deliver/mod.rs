@@ -4,3 +4,6 @@
 //! reports. Neither decides when or where: that is the scheduler's.
 
 pub mod dsn;
+pub mod outbound;
+
+pub use outbound::Outbound;

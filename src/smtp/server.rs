@@ -17,10 +17,12 @@
 use super::command::{self, Command, Extensions, Mail, Rcpt};
 use super::reply::Reply;
 use super::trace::{Greeting, With};
+use super::{Address, ForwardPath, ReversePath};
 use crate::spool::{Envelope, Origin, Recipient};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use smallvec::SmallVec;
+use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,7 +43,7 @@ pub struct SessionConfig {
     pub message_bytes_max: u64,
     /// Recipients of one transaction (after alias expansion).
     pub recipients_max: usize,
-    /// Refused commands before the session ends with 421.
+    /// Commands refused for good (5xx) without an accepted message between them; one more ends the session with 421.
     pub errors_max: usize,
     /// STARTTLS can be done.
     pub starttls: bool,
@@ -65,7 +67,7 @@ pub enum AuthOffer {
 }
 
 /// What the driver has to do.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Event {
     /// May this transaction begin? Answer with [`Session::mail_result`].
     Mail {
@@ -86,6 +88,19 @@ pub enum Event {
     /// Write the output, throw away everything read ahead, do the handshake, then [`Session::tls_started`]; a handshake
     /// that fails ends the connection.
     StartTls,
+}
+
+/// Passwords must not reach a log.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Mail { size } => write!(f, "Mail({size:?})"),
+            Event::Rcpt => f.write_str("Rcpt"),
+            Event::Authenticate { username, .. } => write!(f, "Authenticate({username:?}, password hidden)"),
+            Event::Data => f.write_str("Data"),
+            Event::StartTls => f.write_str("StartTls"),
+        }
+    }
 }
 
 /// The normal path is `Connected`, `Ready`, then `Mail` and `Receiving` for each transaction. RSET, EHLO and the end
@@ -117,6 +132,8 @@ enum State {
 struct Transaction {
     mail: Mail,
     recipients: Vec<Recipient>,
+    /// RCPT commands that were taken: under LMTP each gets a reply of its own, however many recipients came of it.
+    rcpts_taken: usize,
     /// Some RCPT was refused.
     any_refused: bool,
 }
@@ -127,6 +144,7 @@ enum Waiting {
     Mail(Mail),
     Rcpt(Rcpt),
     Auth,
+    Tls,
 }
 
 /// One session.
@@ -136,11 +154,14 @@ pub struct Session {
     waiting: Option<Waiting>,
     event: Option<Event>,
     output: Vec<u8>,
-    /// EHLO or HELO argument.
+    /// Argument of EHLO, HELO or LHLO.
     helo: String,
-    esmtp: bool,
+    /// How the client greeted last; before that nothing asks.
+    greeting: Greeting,
     tls: bool,
+    /// AUTH is allowed once.
     login: Option<Arc<str>>,
+    /// Commands refused for good since the last accepted message.
     errors: usize,
     /// The rest of an over-long line is being thrown away.
     skipping_line: bool,
@@ -160,7 +181,7 @@ impl Session {
             event: None,
             output,
             helo: String::new(),
-            esmtp: false,
+            greeting: Greeting::Helo,
             tls,
             login: None,
             errors: 0,
@@ -198,23 +219,23 @@ impl Session {
         self.login.as_ref()
     }
 
-    /// Commands refused so far.
+    /// Commands refused for good since the last accepted message.
     pub fn errors(&self) -> usize {
         self.errors
     }
 
-    /// What was spoken, for `Received:` and the log.
+    /// What is spoken, for the WITH clause of `Received:`.
     pub fn with(&self) -> With {
         let smtputf8 = match &self.state {
             State::Mail(transaction) | State::Receiving(transaction) => transaction.mail.smtputf8,
             _ => false,
         };
-        let greeting = match (self.config.lmtp, self.esmtp) {
-            (true, _) => Greeting::Lhlo,
-            (false, true) => Greeting::Ehlo,
-            (false, false) => Greeting::Helo,
-        };
-        With { greeting, tls: self.tls, authenticated: self.login.is_some(), smtputf8 }
+        With { greeting: self.greeting, tls: self.tls, authenticated: self.login.is_some(), smtputf8 }
+    }
+
+    /// The keyword of [`Session::with`].
+    pub fn protocol(&self) -> &'static str {
+        self.with().keyword()
     }
 
     /// The RCPT that [`Event::Rcpt`] asks about.
@@ -226,7 +247,7 @@ impl Session {
     }
 
     /// The reverse-path of the transaction, for the log.
-    pub fn reverse_path(&self) -> Option<&super::ReversePath> {
+    pub fn reverse_path(&self) -> Option<&ReversePath> {
         match (&self.state, &self.waiting) {
             (State::Mail(transaction) | State::Receiving(transaction), _) => Some(&transaction.mail.reverse_path),
             (_, Some(Waiting::Mail(mail))) => Some(&mail.reverse_path),
@@ -281,7 +302,9 @@ impl Session {
         let bytes_max = if is_auth || responds { self.line_bytes_max() } else { COMMAND_LINE_BYTES_MAX };
         if std::mem::take(&mut self.skipping_line) || line.len() + 1 > bytes_max {
             self.leave_auth();
-            return self.refuse(Reply::new(500, (5, 5, 2), "line too long"));
+            // The start of the line is gone, so that only the state tells whether it belonged to AUTH (RFC 4954 section 6).
+            let detail = if responds { 6 } else { 2 };
+            return self.refuse(Reply::new(500, (5, 5, detail), "line too long"));
         }
         // RFC 5321 section 2.3.8: nothing but CRLF may be taken for a line end.
         let Some(line) = line.strip_suffix(b"\r") else {
@@ -306,7 +329,7 @@ impl Session {
     fn handle_command(&mut self, command: Command<'_>) {
         match command {
             Command::Quit => {
-                self.reply(221, "2.0.0", format_args!("{} closing", self.config.hostname.clone()));
+                let _ = write!(self.output, "221 2.0.0 {} closing\r\n", self.config.hostname);
                 self.state = State::Closed;
             }
             Command::Noop => self.reply(250, "2.0.0", format_args!("OK")),
@@ -323,9 +346,9 @@ impl Session {
             }
             Command::Vrfy(_) => self.reply(252, "2.5.0", format_args!("not verified, but delivery would be attempted")),
             Command::Expn => self.refuse(Reply::new(502, (5, 5, 1), "lists are not expanded")),
-            Command::Lhlo(host) if self.config.lmtp => self.handle_hello(host, true),
-            Command::Ehlo(host) if !self.config.lmtp => self.handle_hello(host, true),
-            Command::Helo(host) if !self.config.lmtp => self.handle_hello(host, false),
+            Command::Lhlo(host) if self.config.lmtp => self.handle_hello(host, Greeting::Lhlo),
+            Command::Ehlo(host) if !self.config.lmtp => self.handle_hello(host, Greeting::Ehlo),
+            Command::Helo(host) if !self.config.lmtp => self.handle_hello(host, Greeting::Helo),
             Command::Ehlo(_) | Command::Helo(_) => self.refuse(Reply::new(500, (5, 5, 1), "this is LMTP: use LHLO")),
             Command::Lhlo(_) => self.refuse(Reply::new(500, (5, 5, 1), "unknown command")),
             Command::StartTls => self.handle_starttls(),
@@ -336,14 +359,14 @@ impl Session {
         }
     }
 
-    fn handle_hello(&mut self, host: &str, esmtp: bool) {
+    fn handle_hello(&mut self, host: &str, greeting: Greeting) {
         // It also ends a transaction (RFC 5321 section 4.1.4).
         self.state = State::Ready;
-        self.esmtp = esmtp;
+        self.greeting = greeting;
         self.helo.clear();
         self.helo.push_str(host);
         let hostname = &self.config.hostname;
-        if !esmtp {
+        if greeting == Greeting::Helo {
             let _ = write!(self.output, "250 {hostname}\r\n");
             return;
         }
@@ -376,6 +399,7 @@ impl Session {
             State::Ready => {
                 self.reply(220, "2.0.0", format_args!("ready for TLS"));
                 self.event = Some(Event::StartTls);
+                self.waiting = Some(Waiting::Tls);
             }
             _ => self.refuse_sequence(),
         }
@@ -383,16 +407,17 @@ impl Session {
 
     /// The handshake is done: everything that was said in plain text is forgotten (RFC 3207 section 4.2).
     pub fn tls_started(&mut self) {
+        assert!(matches!(self.waiting.take(), Some(Waiting::Tls)), "tls_started answers Event::StartTls");
         self.state = State::Connected;
         self.tls = true;
-        self.esmtp = false;
+        self.greeting = Greeting::Helo;
         self.login = None;
         self.helo.clear();
         self.output.clear();
     }
 
     fn handle_auth(&mut self, mechanism: &str, initial: Option<&str>) {
-        if !matches!(self.state, State::Ready) || !self.esmtp || self.login.is_some() {
+        if !matches!(self.state, State::Ready) || self.greeting == Greeting::Helo || self.login.is_some() {
             return self.refuse_sequence();
         }
         if !self.auth_is_offered() {
@@ -476,6 +501,9 @@ impl Session {
     /// Answers [`Event::Authenticate`]: the user's name, or why not.
     pub fn auth_result(&mut self, result: Result<Arc<str>, Reply>) {
         assert!(matches!(self.waiting.take(), Some(Waiting::Auth)), "auth_result answers Event::Authenticate");
+        if self.is_closed() {
+            return;
+        }
         match result {
             Ok(user) => {
                 self.login = Some(user);
@@ -504,9 +532,13 @@ impl Session {
     /// Answers [`Event::Mail`].
     pub fn mail_result(&mut self, result: Result<(), Reply>) {
         let Some(Waiting::Mail(mail)) = self.waiting.take() else { panic!("mail_result answers Event::Mail") };
+        if self.is_closed() {
+            return;
+        }
         match result {
             Ok(()) => {
-                self.state = State::Mail(Transaction { mail, recipients: Vec::new(), any_refused: false });
+                self.state =
+                    State::Mail(Transaction { mail, recipients: Vec::new(), rcpts_taken: 0, any_refused: false });
                 self.reply(250, "2.1.0", format_args!("OK"));
             }
             Err(reply) => self.refuse(reply),
@@ -528,9 +560,10 @@ impl Session {
 
     /// Answers [`Event::Rcpt`]: the addresses that the message goes to for this forward-path (several for an alias), or
     /// why not. An address that the transaction already has is not added twice.
-    pub fn rcpt_result(&mut self, result: Result<SmallVec<[super::Address; 1]>, Reply>) {
+    pub fn rcpt_result(&mut self, result: Result<SmallVec<[Address; 1]>, Reply>) {
         let Some(Waiting::Rcpt(rcpt)) = self.waiting.take() else { panic!("rcpt_result answers Event::Rcpt") };
-        let State::Mail(transaction) = &mut self.state else { panic!("RCPT is only taken in a transaction") };
+        // Only `end` can have come between.
+        let State::Mail(transaction) = &mut self.state else { return };
         let addresses = match result {
             Ok(addresses) => addresses,
             Err(reply) => return self.refuse_rcpt(reply),
@@ -544,9 +577,10 @@ impl Session {
             if transaction.recipients.iter().any(|recipient| recipient.forward_path == address) {
                 continue;
             }
-            let orcpt = rcpt.orcpt.clone();
+            let orcpt = rcpt.orcpt.clone().or_else(|| original_recipient(&rcpt.forward_path, &address));
             transaction.recipients.push(Recipient { forward_path: address, orcpt, notify: rcpt.notify });
         }
+        transaction.rcpts_taken += 1;
         self.reply(250, "2.1.5", format_args!("OK"));
     }
 
@@ -596,16 +630,28 @@ impl Session {
         })
     }
 
-    /// Answers [`Event::Data`]: the queue ID once the message is durable, or why it was refused. Under LMTP each
-    /// recipient gets its reply (RFC 2033 section 4.2).
+    /// Answers [`Event::Data`]: the queue ID once the message is durable, or why it was refused. Under LMTP each RCPT
+    /// that was taken gets its reply (RFC 2033 section 4.2).
     pub fn message_result(&mut self, result: Result<&str, Reply>) {
+        if self.is_closed() {
+            return;
+        }
         let State::Receiving(transaction) = std::mem::replace(&mut self.state, State::Ready) else {
             panic!("message_result answers Event::Data");
         };
-        let replies = if self.config.lmtp { transaction.recipients.len() } else { 1 };
+        let replies = if self.config.lmtp { transaction.rcpts_taken } else { 1 };
         match result {
-            Ok(queue_id) => (0..replies).for_each(|_| self.reply(250, "2.0.0", format_args!("queued as {queue_id}"))),
-            Err(reply) => (0..replies).for_each(|_| self.refuse(reply.clone())),
+            Ok(queue_id) => {
+                self.errors = 0;
+                (0..replies).for_each(|_| self.reply(250, "2.0.0", format_args!("queued as {queue_id}")));
+            }
+            Err(reply) => {
+                // One message refused is one error, and nothing may come between its replies.
+                for _ in 1..replies {
+                    let _ = write!(self.output, "{reply}\r\n");
+                }
+                self.refuse(reply);
+            }
         }
     }
 
@@ -637,9 +683,16 @@ impl Session {
         let _ = write!(self.output, "{code} {enhanced} {text}\r\n");
     }
 
-    /// A negative reply; too many of them end the session.
+    /// A negative reply; too many of them end the session, and so does 421. What is only refused for now (too many
+    /// recipients, a full disk) is not the client's error: it is told to go on with the rest.
     fn refuse(&mut self, reply: Reply) {
+        if reply.code == 421 {
+            return self.end(&reply);
+        }
         let _ = write!(self.output, "{reply}\r\n");
+        if !reply.is_permanent() {
+            return;
+        }
         self.errors += 1;
         if self.errors > self.config.errors_max {
             self.end(&Reply::new(421, (4, 7, 0), format!("{} too many errors", self.config.hostname)));
@@ -649,6 +702,16 @@ impl Session {
 
 /// A recipient is named by 16 bits in the spool.
 const MAX_RECIPIENTS_STORED: usize = u16::MAX as usize;
+
+/// ORCPT for what an alias became, so that a DSN names the address that the sender knows (RFC 3461 section 5.2.7).
+fn original_recipient(forward_path: &ForwardPath, address: &Address) -> Option<String> {
+    match forward_path {
+        ForwardPath::Mailbox(original) if original != address && original.is_ascii() => {
+            Some(format!("rfc822;{original}"))
+        }
+        _ => None,
+    }
+}
 
 /// A base64 response that is UTF-8; `=` is an empty one.
 fn decode_text(response: &[u8]) -> Option<String> {

@@ -85,6 +85,9 @@ pub enum End {
     Closed,
     /// It never became ready or broke. A code of 5xx is the server's own (greeting, EHLO); all else is 4xx.
     Failed(Reply),
+    /// It failed because TLS could not be started after the server had agreed to; a new session with the same host
+    /// may do without, where the policy allows.
+    TlsFailed(Reply),
 }
 
 /// The line that ends the content: `tail` is its last octets (at least two, where it has so many).
@@ -657,11 +660,16 @@ impl Client {
         if trouble.leaves_session_in_step() {
             self.output.extend_from_slice(b"QUIT\r\n");
         }
-        self.end(End::Failed(reply));
+        self.end(match trouble {
+            Trouble::TlsFailed(_) | Trouble::PlainTextBeforeTls => End::TlsFailed(reply),
+            _ => End::Failed(reply),
+        });
     }
 
     fn end(&mut self, end: End) {
         self.state = State::Ended;
+        // What was asked of the driver is void, what a transaction came to is not.
+        self.events.retain(|event| matches!(event, Event::Done(_)));
         self.events.push_back(Event::Ended(end));
     }
 }

@@ -103,7 +103,7 @@ impl Scene {
                     }
                 }
                 Event::Ended(End::Closed) => results.push("closed".to_owned()),
-                Event::Ended(End::Failed(reply)) => results.push(format!("failed {reply}")),
+                Event::Ended(End::Failed(reply) | End::TlsFailed(reply)) => results.push(format!("failed {reply}")),
             }
         }
     }
@@ -385,8 +385,7 @@ fn plain_text_behind_the_reply_to_starttls_ends_the_session() {
         serve(&mut client, octets);
     }
     serve(&mut client, "220 go\r\n250 injected\r\n");
-    assert_eq!(client.poll_event(), Some(Event::StartTls));
-    let Some(Event::Ended(End::Failed(reply))) = client.poll_event() else { panic!("must end") };
+    let Some(Event::Ended(End::TlsFailed(reply))) = client.poll_event() else { panic!("must end") };
     assert_eq!(reply.to_string(), "451 4.7.5 plain text received after STARTTLS");
 }
 

@@ -216,3 +216,192 @@ fn lmtp_answers_for_each_recipient() {
         "500 250 250 250 250 354 250 250",
     );
 }
+
+#[test]
+fn lmtp_answers_for_each_rcpt_also_for_one_given_twice_and_once_counted_as_an_error() {
+    let lmtp = SessionConfig { lmtp: true, errors_max: 1, ..config() };
+    let rcpt = "RCPT TO:<good@d.example>\r\n";
+    let transaction = |body: &str| format!("MAIL FROM:<>\r\n{rcpt}{rcpt}{rcpt}DATA\r\n{body}.\r\n");
+    let input = format!("LHLO c\r\n{}{}{}", transaction(""), transaction("a\rb\r\n"), transaction(""));
+    let (head, good, bad) = ("250 250 250 250 354", "250 250 250", "550 550 550");
+    check_with(lmtp, input.as_bytes(), &format!("250 {head} {good} {head} {bad} {head} {good}"));
+}
+
+#[test]
+fn what_is_refused_for_now_is_no_error() {
+    let strict = SessionConfig { errors_max: 1, ..config() };
+    let many: String = (0..9).map(|n| format!("RCPT TO:<good@d{n}.example>\r\n")).collect();
+    check_with(
+        strict,
+        format!("EHLO c\r\nMAIL FROM:<>\r\n{many}DATA\r\n.\r\n").as_bytes(),
+        "250 250 250 250 250 452 452 452 452 452 452 354 250",
+    );
+}
+
+#[test]
+fn an_accepted_message_forgives_errors() {
+    let strict = SessionConfig { errors_max: 1, ..config() };
+    let good = "MAIL FROM:<>\r\nRCPT TO:<good@d.example>\r\nDATA\r\n.\r\n";
+    check_with(
+        strict,
+        format!("EHLO c\r\nx\r\n{good}x\r\n{good}x\r\nx\r\nNOOP\r\n").as_bytes(),
+        "250 500 250 250 354 250 500 250 250 354 250 500 500 421",
+    );
+}
+
+#[test]
+fn over_long_responses_leave_the_login() {
+    let input = format!("EHLO c\r\nAUTH PLAIN\r\n{}\r\nNOOP\r\n", "A".repeat(AUTH_LINE_BYTES_MAX));
+    let whole = run(config(), &[input.as_bytes()]);
+    assert!(whole.ends_with("334 \r\n500 5.5.6 line too long\r\n250 2.0.0 OK\r\n"), "{whole}");
+    let octets: Vec<&[u8]> = input.as_bytes().chunks(11).collect();
+    assert_eq!(run(config(), &octets), whole);
+}
+
+/// A session that has asked about `command`, sent behind EHLO and MAIL.
+fn asked(prefix: &str, command: &str) -> Session {
+    let mut session = Session::new(Arc::new(SessionConfig { starttls: true, ..config() }), false);
+    let input = format!("{prefix}{command}\r\n");
+    let mut taken = 0;
+    loop {
+        taken += session.handle_input(&input.as_bytes()[taken..]);
+        if taken == input.len() {
+            return session;
+        }
+        assert_eq!(session.take_event(), Some(Event::Mail { size: None }), "{input}");
+        session.mail_result(Ok(()));
+    }
+}
+
+#[test]
+fn what_is_answered_behind_the_end_is_not_said() {
+    let denied = || Reply::new(550, (5, 7, 1), "no");
+    let stop = Reply::new(421, (4, 3, 2), "stopping");
+    let mut sessions = [
+        asked("EHLO c\r\n", "MAIL FROM:<>"),
+        asked("EHLO c\r\nMAIL FROM:<>\r\n", "RCPT TO:<good@d.example>"),
+        asked("EHLO c\r\n", "AUTH PLAIN AGpvZQBzZWNyZXQ="),
+    ];
+    for session in &mut sessions {
+        session.end(&stop);
+        session.clear_output();
+    }
+    let [mail, rcpt, auth] = &mut sessions;
+    mail.mail_result(Err(denied()));
+    rcpt.rcpt_result(Err(denied()));
+    auth.auth_result(Ok("joe".into()));
+    for session in &sessions {
+        assert_eq!(session.output(), b"");
+        assert!(session.is_closed() && session.login().is_none());
+    }
+}
+
+#[test]
+fn a_policy_that_answers_421_ends_the_session() {
+    let mut session = asked("EHLO c\r\n", "MAIL FROM:<>");
+    session.mail_result(Err(Reply::new(421, (4, 3, 2), "stopping")));
+    assert!(session.is_closed() && session.output().ends_with(b"\r\n421 4.3.2 stopping\r\n"));
+}
+
+#[test]
+fn nothing_is_taken_between_starttls_and_the_handshake() {
+    let mut session = asked("EHLO c\r\n", "STARTTLS");
+    assert_eq!(session.take_event(), Some(Event::StartTls));
+    assert_eq!(session.handle_input(b"MAIL FROM:<injected@c.example>\r\n"), 0);
+}
+
+#[test]
+fn an_alias_leaves_its_name_in_orcpt() {
+    let check_orcpt = |rcpt: &str, becomes: &str, expected: Option<&str>| {
+        let dsn = SessionConfig { dsn: true, ..config() };
+        let mut session = Session::new(Arc::new(dsn), false);
+        let input = format!("EHLO c\r\nMAIL FROM:<>\r\n{rcpt}\r\nDATA\r\n");
+        let mut rest = input.as_bytes();
+        loop {
+            rest = &rest[session.handle_input(rest)..];
+            match session.take_event().expect("all is asked") {
+                Event::Mail { .. } => session.mail_result(Ok(())),
+                Event::Rcpt => {
+                    let address = Address::parse(becomes.as_bytes(), false).unwrap();
+                    session.rcpt_result(Ok(SmallVec::from_iter([address])));
+                }
+                _ => break,
+            }
+        }
+        let envelope = session.envelope("192.0.2.1".parse().unwrap()).unwrap();
+        assert_eq!(envelope.recipients[0].orcpt.as_deref(), expected, "{rcpt}");
+    };
+    check_orcpt("RCPT TO:<a@b.example>", "a@b.example", None);
+    check_orcpt("RCPT TO:<list@b.example>", "a@b.example", Some("rfc822;list@b.example"));
+    check_orcpt("RCPT TO:<list@b.example> ORCPT=rfc822;x@y.example", "a@b.example", Some("rfc822;x@y.example"));
+    check_orcpt("RCPT TO:<postmaster>", "root@b.example", None);
+}
+
+#[test]
+fn passwords_are_not_shown() {
+    let event = Event::Authenticate { username: "joe".into(), password: "secret".into() };
+    assert!(!format!("{event:?}").contains("secret"));
+}
+
+/// Every sequence of up to 5 of these commands against a model that is written to be obviously right.
+#[test]
+fn every_short_session_follows_the_model() {
+    #[derive(Default)]
+    struct Model {
+        greeted: bool,
+        mail: bool,
+        good: usize,
+        refused: bool,
+    }
+    impl Model {
+        fn step(&mut self, command: &str) -> &'static str {
+            let fresh = Model { greeted: true, ..Model::default() };
+            let (code, next) = match command {
+                "EHLO c\r\n" | "HELO c\r\n" => ("250", Some(fresh)),
+                "RSET\r\n" => ("250", Some(Model { greeted: self.greeted, ..Model::default() })),
+                "MAIL FROM:<a@b>\r\n" if self.greeted && !self.mail => ("250", Some(Model { mail: true, ..fresh })),
+                "RCPT TO:<good@c>\r\n" if self.mail => {
+                    self.good += 1;
+                    ("250", None)
+                }
+                "RCPT TO:<bad@c>\r\n" if self.mail => {
+                    self.refused = true;
+                    ("550", None)
+                }
+                "DATA\r\n" if self.good > 0 => ("354 250", Some(fresh)),
+                "DATA\r\n" if self.refused => ("554", None),
+                "NOOP\r\n" => ("250", None),
+                _ => ("503", None),
+            };
+            *self = next.unwrap_or(std::mem::take(self));
+            code
+        }
+    }
+    const COMMANDS: [&str; 8] = [
+        "EHLO c\r\n",
+        "HELO c\r\n",
+        "RSET\r\n",
+        "MAIL FROM:<a@b>\r\n",
+        "RCPT TO:<good@c>\r\n",
+        "RCPT TO:<bad@c>\r\n",
+        "DATA\r\n",
+        "NOOP\r\n",
+    ];
+    for number in 0..8_usize.pow(5) {
+        let mut model = Model::default();
+        let (mut input, mut expected) = (String::new(), String::new());
+        for place in 0..5 {
+            let command = COMMANDS[number / 8_usize.pow(place) % 8];
+            let codes = model.step(command);
+            input.push_str(command);
+            if codes.starts_with("354") {
+                input.push_str("x\r\n.\r\n");
+            }
+            expected = format!("{expected} {codes}");
+        }
+        let whole = run(config(), &[input.as_bytes()]);
+        let last_lines = whole.lines().skip(1).filter(|line| line.as_bytes()[3] == b' ');
+        let codes: String = last_lines.flat_map(|line| [" ", &line[..3]]).collect();
+        assert_eq!(codes, expected, "{input}");
+    }
+}
