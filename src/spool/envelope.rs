@@ -1,4 +1,6 @@
-//! The envelope of one message: reverse-path, recipients and ESMTP parameters, with its on-disk form.
+//! The envelope of one message: reverse-path, recipients and ESMTP parameters, with its form on disk.
+//!
+//! Pure. Reading allocates no more than the octets at hand allow, and ends in a well-formed envelope or an error.
 
 use crate::smtp::{Address, ReversePath};
 use std::net::IpAddr;
@@ -91,4 +93,244 @@ pub enum Origin {
     },
     /// Made by ringmail itself (a DSN).
     Internal,
+}
+
+const VERSION: u8 = 1;
+
+const FLAG_SMTPUTF8: u8 = 1;
+const FLAG_REQUIRETLS: u8 = 2;
+const FLAG_NULL_REVERSE_PATH: u8 = 4;
+const FLAG_ENVID: u8 = 8;
+const FLAG_INTERNAL: u8 = 16;
+const FLAG_LOGIN: u8 = 32;
+const FLAGS_KNOWN: u8 = 63;
+
+const NOTIFY_SUCCESS: u8 = 1;
+const NOTIFY_FAILURE: u8 = 2;
+const NOTIFY_DELAY: u8 = 4;
+const NOTIFY_EXPLICIT: u8 = 8;
+const RECIPIENT_ORCPT: u8 = 16;
+const RECIPIENT_FLAGS_KNOWN: u8 = 31;
+
+/// Why octets are not an envelope.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// Written by a newer ringmail.
+    #[error("envelope of unknown version {0}")]
+    Version(u8),
+    /// They end too early, or something is left over.
+    #[error("envelope of a wrong length")]
+    Length,
+    /// A value that no version 1 writer writes.
+    #[error("envelope with an impossible value in {0}")]
+    Value(&'static str),
+}
+
+impl Recipient {
+    /// The domain that this recipient is routed by: lower case A-labels, or the address literal with its brackets.
+    pub fn routing_domain(&self) -> String {
+        routing_domain(self.forward_path.domain())
+    }
+}
+
+/// Lower case A-labels of a domain; one that IDNA refuses is only put in lower case (DNS then has no answer for it).
+pub fn routing_domain(domain: &str) -> String {
+    if domain.is_ascii() {
+        return domain.to_ascii_lowercase();
+    }
+    idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_lowercase())
+}
+
+impl Envelope {
+    /// Appends the form on disk (`docs/spool-format.md`, section 4). Strings must be shorter than 64 KiB and recipients
+    /// 1 to 65,535: SMTP's own limits are far below.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        assert!(!self.recipients.is_empty() && self.recipients.len() <= usize::from(u16::MAX));
+        let login = match &self.origin {
+            Origin::Smtp { login, .. } => login.as_deref(),
+            Origin::Internal => None,
+        };
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        out.push(VERSION);
+        out.push(
+            flag(self.smtputf8, FLAG_SMTPUTF8)
+                | flag(self.requiretls, FLAG_REQUIRETLS)
+                | flag(self.reverse_path == ReversePath::Null, FLAG_NULL_REVERSE_PATH)
+                | flag(self.envid.is_some(), FLAG_ENVID)
+                | flag(self.origin == Origin::Internal, FLAG_INTERNAL)
+                | flag(login.is_some(), FLAG_LOGIN),
+        );
+        out.push(match self.body_type {
+            BodyType::SevenBit => 0,
+            BodyType::EightBitMime => 1,
+            BodyType::BinaryMime => 2,
+        });
+        out.push(match self.ret {
+            None => 0,
+            Some(DsnReturn::Full) => 1,
+            Some(DsnReturn::Headers) => 2,
+        });
+        out.push(self.priority as u8);
+        if let ReversePath::Mailbox(address) = &self.reverse_path {
+            put_string(out, address.as_str());
+        }
+        if let Some(envid) = &self.envid {
+            put_string(out, envid);
+        }
+        if let Origin::Smtp { client, helo, login } = &self.origin {
+            match client {
+                IpAddr::V4(address) => {
+                    out.push(4);
+                    out.extend_from_slice(&address.octets());
+                }
+                IpAddr::V6(address) => {
+                    out.push(6);
+                    out.extend_from_slice(&address.octets());
+                }
+            }
+            put_string(out, helo);
+            if let Some(login) = login {
+                put_string(out, login);
+            }
+        }
+        out.extend_from_slice(&(self.recipients.len() as u16).to_le_bytes());
+        for recipient in &self.recipients {
+            out.push(
+                flag(recipient.notify.success, NOTIFY_SUCCESS)
+                    | flag(recipient.notify.failure, NOTIFY_FAILURE)
+                    | flag(recipient.notify.delay, NOTIFY_DELAY)
+                    | flag(recipient.notify.explicit, NOTIFY_EXPLICIT)
+                    | flag(recipient.orcpt.is_some(), RECIPIENT_ORCPT),
+            );
+            put_string(out, recipient.forward_path.as_str());
+            if let Some(orcpt) = &recipient.orcpt {
+                put_string(out, orcpt);
+            }
+        }
+    }
+
+    /// Reads the form on disk; all octets must be used up.
+    pub fn decode(bytes: &[u8]) -> Result<Envelope, EnvelopeError> {
+        let mut input = Input(bytes);
+        let version = input.u8()?;
+        if version != VERSION {
+            return Err(EnvelopeError::Version(version));
+        }
+        let flags = input.u8()?;
+        if flags & !FLAGS_KNOWN != 0 || flags & FLAG_INTERNAL != 0 && flags & FLAG_LOGIN != 0 {
+            return Err(EnvelopeError::Value("flags"));
+        }
+        let body_type = match input.u8()? {
+            0 => BodyType::SevenBit,
+            1 => BodyType::EightBitMime,
+            2 => BodyType::BinaryMime,
+            _ => return Err(EnvelopeError::Value("body type")),
+        };
+        let ret = match input.u8()? {
+            0 => None,
+            1 => Some(DsnReturn::Full),
+            2 => Some(DsnReturn::Headers),
+            _ => return Err(EnvelopeError::Value("RET")),
+        };
+        let priority = input.u8()? as i8;
+        let reverse_path = match flags & FLAG_NULL_REVERSE_PATH {
+            0 => ReversePath::Mailbox(input.address()?),
+            _ => ReversePath::Null,
+        };
+        let envid = if flags & FLAG_ENVID != 0 { Some(input.string()?.to_owned()) } else { None };
+        let origin = match flags & FLAG_INTERNAL {
+            0 => Origin::Smtp {
+                client: input.ip()?,
+                helo: input.string()?.to_owned(),
+                login: if flags & FLAG_LOGIN != 0 { Some(input.string()?.to_owned()) } else { None },
+            },
+            _ => Origin::Internal,
+        };
+        let count = u16::from_le_bytes(input.array()?);
+        if count == 0 {
+            return Err(EnvelopeError::Value("recipients"));
+        }
+        // Each recipient takes at least 6 octets ("a@b" and two lengths), so the octets bound the allocation.
+        let mut recipients = Vec::with_capacity(usize::from(count).min(input.0.len() / 6));
+        for _ in 0..count {
+            recipients.push(input.recipient()?);
+        }
+        if !input.0.is_empty() {
+            return Err(EnvelopeError::Length);
+        }
+        Ok(Envelope {
+            reverse_path,
+            recipients,
+            body_type,
+            smtputf8: flags & FLAG_SMTPUTF8 != 0,
+            requiretls: flags & FLAG_REQUIRETLS != 0,
+            ret,
+            envid,
+            priority,
+            origin,
+        })
+    }
+}
+
+fn put_string(out: &mut Vec<u8>, text: &str) {
+    let len = u16::try_from(text.len()).expect("SMTP bounds every string of an envelope below 64 KiB");
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// The octets not yet read.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], EnvelopeError> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(EnvelopeError::Length)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], EnvelopeError> {
+        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(EnvelopeError::Length)?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn u8(&mut self) -> Result<u8, EnvelopeError> {
+        self.array::<1>().map(|[octet]| octet)
+    }
+
+    fn string(&mut self) -> Result<&'a str, EnvelopeError> {
+        let len = u16::from_le_bytes(self.array()?);
+        std::str::from_utf8(self.take(usize::from(len))?).map_err(|_| EnvelopeError::Value("string"))
+    }
+
+    fn address(&mut self) -> Result<Address, EnvelopeError> {
+        let text = self.string()?;
+        Address::parse(text.as_bytes(), true).map_err(|_| EnvelopeError::Value("address"))
+    }
+
+    fn ip(&mut self) -> Result<IpAddr, EnvelopeError> {
+        match self.u8()? {
+            4 => Ok(IpAddr::from(self.array::<4>()?)),
+            6 => Ok(IpAddr::from(self.array::<16>()?)),
+            _ => Err(EnvelopeError::Value("client address")),
+        }
+    }
+
+    fn recipient(&mut self) -> Result<Recipient, EnvelopeError> {
+        let flags = self.u8()?;
+        if flags & !RECIPIENT_FLAGS_KNOWN != 0 {
+            return Err(EnvelopeError::Value("recipient flags"));
+        }
+        let set = |flag: u8| flags & flag != 0;
+        Ok(Recipient {
+            forward_path: self.address()?,
+            orcpt: if set(RECIPIENT_ORCPT) { Some(self.string()?.to_owned()) } else { None },
+            notify: Notify {
+                success: set(NOTIFY_SUCCESS),
+                failure: set(NOTIFY_FAILURE),
+                delay: set(NOTIFY_DELAY),
+                explicit: set(NOTIFY_EXPLICIT),
+            },
+        })
+    }
 }

@@ -110,7 +110,7 @@ mod tests {
     fn text_and_back() {
         for (value, text) in [
             (QueueId(0), "000000000000"),
-            (QueueId::from(Location::new(1, 256)), "000000200080"),
+            (QueueId::from(Location::new(1, 256)), "0000000G0080"),
             (QueueId((1 << 60) - 1), "ZZZZZZZZZZZZ"),
         ] {
             assert_eq!(value.to_string(), text);

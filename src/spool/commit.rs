@@ -1,0 +1,437 @@
+//! Group commit of one shard: many sessions, one write, one sync (`docs/spool-format.md`, section 6).
+//!
+//! Sessions append to the open batch at once and wait; [`GroupCommit::run`] writes and syncs one batch at a time, in order.
+//! While it does, the next batch fills. No timer: one lone message commits at once, a thousand share one sync.
+//!
+//! Knows no executor and no file: it writes to a [`RingStorage`] that a [`Supply`] hands out, so that simulated disks run
+//! the same code.
+//!
+//! ```text
+//! segment: none --take--> active --full--> retired            (batches still queued are written to it first)
+//!                           |
+//!                           +--write or sync failed--> sealed (its batches fail; the next segment is taken)
+//! shard:   healthy --seal failed, or two failures without a success between--> failed (nothing is accepted any more)
+//! ```
+
+use super::SpoolError;
+use super::disk::RingStorage;
+use super::queue_id::{Location, QueueId, SLOT_BYTES};
+use super::record::{self, EncodeError, PAGE_BYTES, Place, RecordDraft, RecordHeader, Salt};
+use super::segment::{DATA_START, SEAL_OFFSET, SegmentHeader, encode_seal};
+use super::stats::SpoolStats;
+use crate::rt::Notify;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+/// A batch takes no more records once it is this long.
+pub const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Octets that may wait for the disk before sessions are told 452.
+pub const WAITING_BYTES_MAX: usize = 64 << 20;
+
+/// Where segments come from, and who is told what became of them.
+pub(crate) trait Supply: 'static {
+    /// What a segment is written through.
+    type File: RingStorage;
+    /// Has a segment made ready, unless one is or will be.
+    fn request(&self);
+    /// The segment that is ready, or why making it failed (told once).
+    fn take(&self) -> Option<io::Result<Segment<Self::File>>>;
+    /// Ends when [`Supply::take`] has something new.
+    fn changed(&self) -> impl Future<Output = ()> + 'static;
+    /// So many messages became durable in a segment; nobody knows of them yet.
+    fn committed(&self, segment: u64, messages: u64);
+    /// A segment is never written again.
+    fn retired(&self, segment: u64);
+    /// Microseconds of a clock that never goes back.
+    fn now_us(&self) -> u64;
+}
+
+/// An empty segment to write.
+pub(crate) struct Segment<F> {
+    pub(crate) header: SegmentHeader,
+    pub(crate) file: F,
+}
+
+/// A record that became durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Written {
+    pub(crate) queue_id: QueueId,
+    pub(crate) location: Location,
+    pub(crate) message_len: u64,
+    pub(crate) record_slots: u32,
+    pub(crate) batch_len: u32,
+}
+
+/// See the module's header.
+pub(crate) struct GroupCommit<S: Supply> {
+    supply: S,
+    state: RefCell<State<S::File>>,
+    /// Something was queued, or it is closing.
+    work: Notify,
+    /// [`GroupCommit::run`] has returned.
+    ended: Notify,
+    stats: Arc<SpoolStats>,
+}
+
+struct State<F> {
+    active: Option<Active<F>>,
+    queue: VecDeque<Batch<F>>,
+    in_flight: bool,
+    /// Octets of `queue` and of the batch in flight.
+    waiting_bytes: usize,
+    failures: u32,
+    health: Health,
+    /// [`GroupCommit::run`] has returned.
+    has_ended: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Open,
+    /// Takes no more; what is queued is still written.
+    Closing,
+    Failed,
+}
+
+struct Active<F> {
+    segment: Rc<Open<F>>,
+    /// Where the next batch goes: a multiple of [`PAGE_BYTES`], unless a batch of this segment is still open.
+    next_offset: u64,
+}
+
+struct Open<F> {
+    header: SegmentHeader,
+    salt: Salt,
+    file: F,
+}
+
+struct Batch<F> {
+    segment: Rc<Open<F>>,
+    offset: u64,
+    bytes: Vec<u8>,
+    messages: u32,
+    /// Of the last record: it owns the padding.
+    last: Location,
+    outcome: Rc<Outcome>,
+}
+
+impl<F> Batch<F> {
+    fn end(&self) -> u64 {
+        (self.offset + self.bytes.len() as u64).next_multiple_of(PAGE_BYTES)
+    }
+}
+
+/// How a batch ended, for all that wait for it.
+#[derive(Default)]
+struct Outcome {
+    result: RefCell<Option<Result<BatchDone, SpoolError>>>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+#[derive(Clone, Copy)]
+struct BatchDone {
+    messages: u32,
+    last: Location,
+    padding_slots: u32,
+}
+
+impl Outcome {
+    fn set(&self, result: Result<BatchDone, SpoolError>) {
+        *self.result.borrow_mut() = Some(result);
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    async fn wait(&self) -> Result<BatchDone, SpoolError> {
+        let mut place = None;
+        poll_fn(|cx| {
+            if let Some(result) = &*self.result.borrow() {
+                return Poll::Ready(result.clone());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            let index = *place.get_or_insert_with(|| {
+                waiting.push(cx.waker().clone());
+                waiting.len() - 1
+            });
+            waiting[index].clone_from(cx.waker());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Why a record was not appended now.
+enum Refusal {
+    NeedsSegment,
+    Final(SpoolError),
+}
+
+type Trace<'a> = &'a mut dyn FnMut(QueueId, &mut Vec<u8>);
+
+impl<S: Supply> GroupCommit<S> {
+    pub(crate) fn supply(&self) -> &S {
+        &self.supply
+    }
+
+    /// Its [`GroupCommit::run`] must be running before anything is committed or closed.
+    pub(crate) fn new(supply: S, stats: Arc<SpoolStats>) -> GroupCommit<S> {
+        supply.request();
+        let state = State {
+            active: None,
+            queue: VecDeque::new(),
+            in_flight: false,
+            waiting_bytes: 0,
+            failures: 0,
+            health: Health::Open,
+            has_ended: false,
+        };
+        GroupCommit { supply, state: RefCell::new(state), work: Notify::default(), ended: Notify::default(), stats }
+    }
+
+    /// Nothing failed for good.
+    pub(crate) fn healthy(&self) -> bool {
+        self.state.borrow().health != Health::Failed
+    }
+
+    /// Writes a record; returns when it is durable. Dropping the future does not take the record back.
+    pub(crate) async fn commit(&self, draft: &RecordDraft<'_>, trace: Trace<'_>) -> Result<Written, SpoolError> {
+        let (header, location, outcome) = loop {
+            match self.try_append(draft, trace) {
+                Ok(appended) => break appended,
+                Err(Refusal::Final(error)) => return Err(error),
+                Err(Refusal::NeedsSegment) => self.next_segment().await?,
+            }
+        };
+        let done = outcome.wait().await?;
+        let padding = if done.last == location { done.padding_slots } else { 0 };
+        Ok(Written {
+            queue_id: header.queue_id,
+            location,
+            message_len: header.message_len(),
+            record_slots: (header.record_len() / SLOT_BYTES) as u32 + padding,
+            batch_len: done.messages,
+        })
+    }
+
+    /// Takes no more records and returns when all that were appended are decided and [`GroupCommit::run`] has ended.
+    pub(crate) async fn close(&self) {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.health == Health::Open {
+                state.health = Health::Closing;
+            }
+        }
+        self.work.notify_all();
+        let ended = self.ended.notified();
+        let has_ended = self.state.borrow().has_ended;
+        if !has_ended {
+            ended.await;
+        }
+    }
+
+    fn try_append(
+        &self,
+        draft: &RecordDraft<'_>,
+        trace: Trace<'_>,
+    ) -> Result<(RecordHeader, Location, Rc<Outcome>), Refusal> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        match state.health {
+            Health::Open => {}
+            Health::Closing => return Err(Refusal::Final(SpoolError::Closed)),
+            Health::Failed => return Err(Refusal::Final(SpoolError::Failed)),
+        }
+        if state.waiting_bytes > WAITING_BYTES_MAX {
+            return Err(Refusal::Final(SpoolError::Busy));
+        }
+        let Some(active) = &mut state.active else { return Err(Refusal::NeedsSegment) };
+        let opens_batch = !state
+            .queue
+            .back()
+            .is_some_and(|batch| Rc::ptr_eq(&batch.segment, &active.segment) && batch.bytes.len() < BATCH_BYTES_MAX);
+        if opens_batch {
+            state.queue.push_back(Batch {
+                segment: active.segment.clone(),
+                offset: active.next_offset,
+                bytes: Vec::new(),
+                messages: 0,
+                last: Location(0),
+                outcome: Rc::default(),
+            });
+        }
+        let batch = state.queue.back_mut().expect("there is one, or it was just pushed");
+        let place = Place {
+            salt: active.segment.salt,
+            segment: active.segment.header.number,
+            batch_offset: batch.offset,
+            segment_end: active.segment.header.len,
+        };
+        let len_before = batch.bytes.len();
+        match record::append(&mut batch.bytes, draft, trace, &place) {
+            Ok((header, location)) => {
+                state.waiting_bytes += batch.bytes.len() - len_before;
+                batch.messages += 1;
+                batch.last = location;
+                active.next_offset = batch.end();
+                let is_half_full = active.next_offset > active.segment.header.len / 2;
+                let outcome = batch.outcome.clone();
+                if is_half_full {
+                    self.supply.request();
+                }
+                self.work.notify_all();
+                Ok((header, location, outcome))
+            }
+            Err(error) => {
+                if opens_batch {
+                    state.queue.pop_back();
+                }
+                let is_empty = active.next_offset == DATA_START;
+                if error == EncodeError::OverBounds || is_empty {
+                    return Err(Refusal::Final(SpoolError::TooLarge));
+                }
+                self.retire(state);
+                Err(Refusal::NeedsSegment)
+            }
+        }
+    }
+
+    /// Gives up the active segment. Batches queued for it are still written; it counts as retired after the last of them.
+    fn retire(&self, state: &mut State<S::File>) {
+        let Some(active) = state.active.take() else { return };
+        let is_pending = state.in_flight || state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, &active.segment));
+        if !is_pending {
+            self.supply.retired(active.segment.header.number);
+        }
+    }
+
+    /// Waits until there is an active segment to try.
+    async fn next_segment(&self) -> Result<(), SpoolError> {
+        loop {
+            self.supply.request();
+            if self.state.borrow().active.is_some() {
+                return Ok(());
+            }
+            let changed = self.supply.changed();
+            match self.supply.take() {
+                Some(Ok(segment)) => {
+                    let salt = segment.header.salt();
+                    let open = Rc::new(Open { header: segment.header, salt, file: segment.file });
+                    let active = Active { segment: open, next_offset: DATA_START };
+                    self.state.borrow_mut().active = Some(active);
+                    return Ok(());
+                }
+                Some(Err(error)) => return Err(SpoolError::from(error)),
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Writes batches until closed and empty; one task of the shard runs it.
+    pub(crate) async fn run(&self) {
+        loop {
+            let work = self.work.notified();
+            let batch = {
+                let mut state = self.state.borrow_mut();
+                let batch = state.queue.pop_front();
+                state.in_flight = batch.is_some();
+                if batch.is_none() {
+                    if state.health != Health::Open {
+                        state.has_ended = true;
+                        self.ended.notify_all();
+                        return;
+                    }
+                }
+                batch
+            };
+            match batch {
+                Some(batch) => self.write(batch).await,
+                None => work.await,
+            }
+        }
+    }
+
+    async fn write(&self, mut batch: Batch<S::File>) {
+        let messages_len = batch.bytes.len();
+        let padded = (batch.end() - batch.offset) as usize;
+        batch.bytes.resize(padded, 0);
+        let bytes = std::mem::take(&mut batch.bytes);
+        let started = self.supply.now_us();
+        let written = batch.segment.file.write_at(bytes, batch.offset).await;
+        let synced = match written {
+            Ok(()) => batch.segment.file.sync_data().await,
+            Err(error) => Err(error),
+        };
+        self.state.borrow_mut().waiting_bytes -= messages_len;
+        match synced {
+            Ok(()) => {
+                self.stats.note_batch(batch.messages, padded as u64, self.supply.now_us() - started);
+                self.supply.committed(batch.segment.header.number, u64::from(batch.messages));
+                self.finish(&batch, (padded - messages_len) as u64);
+            }
+            Err(error) => self.fail(batch, error).await,
+        }
+    }
+
+    fn finish(&self, batch: &Batch<S::File>, padding: u64) {
+        let padding_slots = (padding / SLOT_BYTES) as u32;
+        {
+            let mut state = self.state.borrow_mut();
+            state.failures = 0;
+            self.note_if_last(&state, &batch.segment);
+        }
+        batch.outcome.set(Ok(BatchDone { messages: batch.messages, last: batch.last, padding_slots }));
+    }
+
+    /// Tells the supply when this segment was given up and nothing of it is queued any more.
+    fn note_if_last(&self, state: &State<S::File>, segment: &Rc<Open<S::File>>) {
+        let is_active = state.active.as_ref().is_some_and(|active| Rc::ptr_eq(&active.segment, segment));
+        if !is_active && !state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, segment)) {
+            self.supply.retired(segment.header.number);
+        }
+    }
+
+    /// Seals the segment before its first batch that is not durable, and refuses that batch and all behind it there.
+    async fn fail(&self, batch: Batch<S::File>, error: io::Error) {
+        self.stats.note_failure();
+        let segment = batch.segment.clone();
+        let mut refused = vec![batch.outcome.clone()];
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            if state.active.as_ref().is_some_and(|active| Rc::ptr_eq(&active.segment, &segment)) {
+                state.active = None;
+            }
+            let waiting_bytes = &mut state.waiting_bytes;
+            state.queue.retain(|queued| {
+                let is_refused = Rc::ptr_eq(&queued.segment, &segment);
+                if is_refused {
+                    *waiting_bytes -= queued.bytes.len();
+                    refused.push(queued.outcome.clone());
+                }
+                !is_refused
+            });
+            state.failures += 1;
+        }
+        let seal = encode_seal(segment.header.number, segment.salt, batch.offset);
+        let sealed = match segment.file.write_at(seal, SEAL_OFFSET).await {
+            Ok(()) => segment.file.sync_data().await,
+            Err(error) => Err(error),
+        };
+        self.supply.retired(segment.header.number);
+        {
+            let mut state = self.state.borrow_mut();
+            if sealed.is_err() || state.failures > 1 {
+                state.health = Health::Failed;
+                state.waiting_bytes = 0;
+                refused.extend(state.queue.drain(..).map(|queued| queued.outcome));
+            }
+        }
+        let error = SpoolError::from(error);
+        refused.iter().for_each(|outcome| outcome.set(Err(error.clone())));
+    }
+}

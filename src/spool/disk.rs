@@ -1,0 +1,241 @@
+//! The storage seam: the few things that the spool asks of a disk, so that a simulated one can answer too.
+//!
+//! [`Disk`] and [`DiskFile`] block and are used at start and on helper threads; [`RingStorage`] is what group commit
+//! writes through. Names are relative to the spool folder, with one `/`.
+
+use super::record::PAGE_BYTES;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// A folder of files.
+pub trait Disk: Send + Sync + 'static {
+    /// One open file.
+    type File: DiskFile;
+    /// Names in a folder, in any order.
+    fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+    /// Makes a file that must not exist, readable by nobody else, with this length set aside (0: none).
+    fn create(&self, name: &str, preallocated: u64) -> io::Result<Self::File>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, name: &str) -> io::Result<Self::File>;
+    /// Gives a file another name in the same folder; atomic.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_folder(&self, folder: &str) -> io::Result<()>;
+    /// A number that nobody can guess.
+    fn nonce(&self) -> io::Result<u64>;
+    /// Octets that may still be written, 0 also when no file can be made.
+    fn free_bytes(&self) -> io::Result<u64>;
+}
+
+/// An open file.
+pub trait DiskFile: Send + 'static {
+    /// Reads some octets at the offset; 0 at the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all octets at the offset.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes everything written durable, and the length.
+    fn sync(&self) -> io::Result<()>;
+    /// Length.
+    fn len(&self) -> io::Result<u64>;
+    /// Sets room aside for the first `len` octets (again, after [`DiskFile::give_back`]).
+    fn preallocate(&self, len: u64) -> io::Result<()>;
+    /// Gives the room of these octets back to the file system; they read as zeros, the length stays.
+    fn give_back(&self, from: u64, to: u64) -> io::Result<()>;
+    /// The first octet at or behind `offset` that may be other than zero; the length of the file when there is none.
+    fn next_data(&self, offset: u64) -> io::Result<u64>;
+}
+
+/// A file that group commit writes to.
+pub trait RingStorage: 'static {
+    /// Writes all octets at the offset. After an error the range is undefined.
+    fn write_at(&self, bytes: Vec<u8>, offset: u64) -> impl Future<Output = io::Result<()>>;
+    /// Makes everything written durable. After an error nothing is known of anything written since the last success.
+    fn sync_data(&self) -> impl Future<Output = io::Result<()>>;
+}
+
+impl RingStorage for crate::rt::RingFile {
+    async fn write_at(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
+        crate::rt::RingFile::write_at(self, bytes, offset).await
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        crate::rt::RingFile::sync_data(self).await
+    }
+}
+
+/// Folder of segments.
+pub const SEGMENTS: &str = "segments";
+/// Folder of large bodies.
+pub const LARGE: &str = "large";
+/// Folder of the journal.
+pub const JOURNAL: &str = "journal";
+
+/// `FOLDER/NNNNNNNNN.ENDING`.
+pub fn file_name(folder: &str, number: u64, ending: &str) -> String {
+    format!("{folder}/{number:09X}.{ending}")
+}
+
+/// The number in a name of this ending, without its folder.
+pub fn number_of(name: &str, ending: &str) -> Option<u64> {
+    let digits = name.strip_suffix(ending)?.strip_suffix('.')?;
+    let canonical = digits.len() == 9 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'A'..=b'F'));
+    canonical.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+}
+
+/// The file system.
+#[derive(Clone, Debug)]
+pub struct OsDisk {
+    root: PathBuf,
+}
+
+impl OsDisk {
+    /// The spool folder; made with its sub-folders where it is missing. The folder above must exist.
+    pub fn new(root: &Path) -> io::Result<OsDisk> {
+        for folder in ["", SEGMENTS, LARGE, JOURNAL] {
+            make_private_folder(&root.join(folder))?;
+        }
+        // A folder's own name lies in the folder above.
+        sync_folder(root)?;
+        match root.parent() {
+            Some(above) if above.as_os_str().is_empty() => sync_folder(Path::new("."))?,
+            Some(above) => sync_folder(above)?,
+            None => {}
+        }
+        Ok(OsDisk { root: root.to_owned() })
+    }
+
+    /// A spool folder that must be there; nothing is made or changed.
+    pub fn existing(root: &Path) -> io::Result<OsDisk> {
+        for folder in [SEGMENTS, LARGE, JOURNAL] {
+            std::fs::metadata(root.join(folder))?;
+        }
+        Ok(OsDisk { root: root.to_owned() })
+    }
+
+    /// Where a file lies.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+}
+
+fn make_private_folder(path: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    let mode = std::fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & !0o077))
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+const O_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+
+impl Disk for OsDisk {
+    type File = File;
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let names = std::fs::read_dir(self.path(folder))?.map(|entry| entry.map(|entry| entry.file_name()));
+        // A name that is no UTF-8 is none of ours.
+        names.filter_map(|name| name.map(|name| name.into_string().ok()).transpose()).collect()
+    }
+
+    fn create(&self, name: &str, preallocated: u64) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW);
+        let file = options.open(self.path(name))?;
+        if preallocated > 0 {
+            file.preallocate(preallocated)?;
+        }
+        Ok(file)
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).custom_flags(O_NOFOLLOW).open(self.path(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path(name))
+    }
+
+    fn sync_folder(&self, folder: &str) -> io::Result<()> {
+        sync_folder(&self.path(folder))
+    }
+
+    fn nonce(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let status = rustix::fs::statvfs(&self.root)?;
+        // File systems without a fixed number of inodes say 0 of 0.
+        if status.f_files > 0 && status.f_favail == 0 {
+            return Ok(0);
+        }
+        Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    }
+}
+
+impl DiskFile for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match FileExt::read_at(self, buffer, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(self, rustix::fs::FallocateFlags::empty(), 0, len)?)
+    }
+
+    fn give_back(&self, from: u64, to: u64) -> io::Result<()> {
+        let (from, to) = (from.next_multiple_of(PAGE_BYTES), to / PAGE_BYTES * PAGE_BYTES);
+        if from >= to {
+            return Ok(());
+        }
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(self, flags, from, to - from) {
+            // Not every file system can; then the room stays taken.
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        match rustix::fs::seek(self, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(found) => Ok(found),
+            // No data behind the offset.
+            Err(rustix::io::Errno::NXIO) => DiskFile::len(self),
+            Err(_) => Ok(offset),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The one file with `unsafe`: shared read-only mappings of segments and large bodies.
+//!
+//! The contract that makes a mapping behave like a slice:
+//!
+//! 1. **Lock.** Files are mapped only by the process that holds the spool's lock (`flock`), inside folders of mode 0700;
+//!    nobody else writes them.
+//! 2. **Fixed length.** A segment gets its length by fallocate before it is mapped and is never truncated, not even when it
+//!    is recycled; a large body is mapped after it was finished. So no access ends behind the file (SIGBUS).
+//! 3. **Immutable where read.** Group commit writes a segment only behind all committed records, and the octets of a record
+//!    are handed out (as `&[u8]`) only after its commit. A segment is overwritten only when no reader holds its
+//!    mapping any more: [`super::table`] keeps count by reference.
+//! 4. **Trust nothing.** Octets read through a mapping count for nothing until a checksum matched (`record`).
+//! 5. **Faults.** Touching a cold page blocks the thread: shards touch hot records only, cold ones are loaded on a helper
+//!    thread first (`SpoolReader::load`). A page that the device cannot read is a SIGBUS that ends the process; start-up
+//!    and `spool check` therefore read with read(2), never through a mapping.
+//! 6. **Durability.** Nothing is written through a mapping; fdatasync of the file makes records durable.
+#![allow(unsafe_code)]
+
+use memmap2::{Advice, Mmap, MmapOptions};
+use std::fs::File;
+use std::io;
+
+/// A whole file, mapped for reading.
+#[derive(Debug)]
+pub struct Mapping(Mmap);
+
+impl Mapping {
+    /// Maps the file as long as it is now. The caller keeps the contract in this module's header.
+    pub fn new(file: &File) -> io::Result<Mapping> {
+        // SAFETY: clauses 1 to 3 of the module's header: only this process writes the file, its length is fixed, and octets
+        // that are handed out do not change while the mapping lives.
+        let map = unsafe { MmapOptions::new().map(file)? };
+        Ok(Mapping(map))
+    }
+
+    /// All octets of the file. Only those of committed records may be read.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Asks the kernel to read a range ahead.
+    pub fn will_need(&self, offset: usize, len: usize) -> io::Result<()> {
+        self.0.advise_range(Advice::WillNeed, offset, len)
+    }
+}

@@ -1,0 +1,144 @@
+//! Reading records through the shared mappings, from any thread.
+
+use super::SpoolError;
+use super::disk::{Disk, LARGE, OsDisk, file_name};
+use super::envelope::Envelope;
+use super::mapping::Mapping;
+use super::queue_id::{Location, QueueId};
+use super::record::{HEADER_BYTES, RecordHeader};
+use super::table::{SegmentEntry, SegmentTable};
+use crate::rt::HelperPool;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Gives access to committed messages; cheap to clone and to send.
+#[derive(Clone, Debug)]
+pub struct SpoolReader {
+    pub(super) table: Arc<SegmentTable>,
+    pub(super) disk: OsDisk,
+    pub(super) pool: HelperPool,
+}
+
+impl SpoolReader {
+    /// A message whose octets are likely in memory: it was accepted just now. A cold page would block the thread; use
+    /// [`SpoolReader::load`] for retries.
+    ///
+    /// # Errors
+    /// [`SpoolError::NotFound`] where the segment is gone, [`SpoolError::Damaged`] where a checksum does not match,
+    /// [`SpoolError::Io`] where the file of a large body cannot be opened.
+    pub fn message(&self, location: Location) -> Result<StoredMessage, SpoolError> {
+        let segment = self.table.segment(location.segment()).ok_or(SpoolError::NotFound(location))?;
+        let header = checked_header(&segment, location)?;
+        let start = location.offset() as usize;
+        let record = &segment.mapping.bytes()[start..start + header.record_len() as usize];
+        let parts = header.parts(record, segment.salt, location);
+        if !parts.envelope_sound || !parts.content_sound {
+            return Err(SpoolError::Damaged(location));
+        }
+        let envelope = Envelope::decode(parts.envelope).map_err(|_| SpoolError::Damaged(location))?;
+        let content_start = start + HEADER_BYTES + parts.envelope.len();
+        let content = content_start..content_start + parts.content.len();
+        let large = match header.large {
+            None => None,
+            Some(large) => Some(self.large_body(large.number, header.body_len, location)?),
+        };
+        Ok(StoredMessage(Arc::new(Stored { segment, header, envelope, content, large })))
+    }
+
+    /// The same, with all octets brought into memory on a helper thread first.
+    ///
+    /// # Errors
+    /// As [`SpoolReader::message`], and [`SpoolError::Busy`] when too many such reads wait.
+    pub async fn load(&self, location: Location) -> Result<StoredMessage, SpoolError> {
+        let reader = self.clone();
+        self.pool.run(move || reader.message(location)).await.map_err(|_| SpoolError::Busy)?
+    }
+
+    fn large_body(&self, number: u64, body_len: u64, location: Location) -> Result<Mapping, SpoolError> {
+        let mapping = Mapping::new(&self.disk.open(&file_name(LARGE, number, "body"))?)?;
+        if mapping.bytes().len() as u64 != body_len {
+            return Err(SpoolError::Damaged(location));
+        }
+        // Read ahead: the body goes out from its beginning.
+        drop(mapping.will_need(0, mapping.bytes().len().min(1 << 20)));
+        Ok(mapping)
+    }
+
+    /// Number of the large body of a message, if it has one.
+    pub(super) fn large_number(&self, location: Location) -> Option<u64> {
+        let segment = self.table.segment(location.segment())?;
+        let header = checked_header(&segment, location).ok()?;
+        header.large.map(|large| large.number)
+    }
+}
+
+fn checked_header(segment: &SegmentEntry, location: Location) -> Result<RecordHeader, SpoolError> {
+    let bytes = segment.mapping.bytes();
+    let record = usize::try_from(location.offset()).ok().and_then(|start| bytes.get(start..));
+    let record = record.ok_or(SpoolError::Damaged(location))?;
+    let head = record.first_chunk::<HEADER_BYTES>().ok_or(SpoolError::Damaged(location))?;
+    RecordHeader::decode(head, segment.salt, location, record.len() as u64).map_err(|_| SpoolError::Damaged(location))
+}
+
+/// A committed message. Holds the mapping, so its octets stay as they are for as long as it lives; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StoredMessage(Arc<Stored>);
+
+#[derive(Debug)]
+struct Stored {
+    segment: Arc<SegmentEntry>,
+    header: RecordHeader,
+    envelope: Envelope,
+    /// Trace and inline body, in the segment.
+    content: Range<usize>,
+    large: Option<Mapping>,
+}
+
+impl StoredMessage {
+    /// The envelope.
+    pub fn envelope(&self) -> &Envelope {
+        &self.0.envelope
+    }
+
+    /// The trace prefix: whole header fields with CRLF ends.
+    pub fn trace(&self) -> &[u8] {
+        &self.content()[..self.0.header.trace_len as usize]
+    }
+
+    /// The body in wire form, without the final `.` line.
+    pub fn body(&self) -> &[u8] {
+        match &self.0.large {
+            Some(mapping) => mapping.bytes(),
+            None => &self.content()[self.0.header.trace_len as usize..],
+        }
+    }
+
+    /// Trace and body as one piece, where they lie together.
+    pub fn contiguous(&self) -> Option<&[u8]> {
+        self.0.large.is_none().then(|| self.content())
+    }
+
+    /// No line of the body begins with a dot: wire form and plain form are the same.
+    pub fn no_leading_dots(&self) -> bool {
+        self.0.header.no_leading_dots
+    }
+
+    /// Arrival, milliseconds since 1970.
+    pub fn arrival_ms(&self) -> u64 {
+        self.0.header.arrival_ms
+    }
+
+    /// Its name.
+    pub fn queue_id(&self) -> QueueId {
+        self.0.header.queue_id
+    }
+
+    /// Octets of trace and body.
+    pub fn size(&self) -> u64 {
+        self.0.header.message_len()
+    }
+
+    fn content(&self) -> &[u8] {
+        &self.0.segment.mapping.bytes()[self.0.content.clone()]
+    }
+}

@@ -1,0 +1,370 @@
+//! One record: header, envelope, trace, body; how it is written and how it is checked (`docs/spool-format.md`, section 4).
+//!
+//! Pure: octets in, octets out. Encoding and decoding stand side by side; no length is believed before its checksum
+//! matched, and nothing is allocated by a length that was read.
+//!
+//! ```text
+//! record = header (64) | envelope | trace | body (unless it lies in a file) | zeros to the next slot of 64
+//! ```
+
+use super::envelope::Envelope;
+use super::queue_id::{Location, QueueId, SEGMENT_NUMBER_MAX, SLOT_BYTES};
+
+/// Octets of a record's header.
+pub const HEADER_BYTES: usize = 64;
+/// First four octets of a record.
+pub const MAGIC: [u8; 4] = *b"RMR1";
+/// Batches start at multiples of this: no page holds records of two batches.
+pub const PAGE_BYTES: u64 = 4096;
+/// Version of the record's form.
+pub const VERSION: u8 = 1;
+/// Longest encoded envelope: 65,535 recipients with long ORCPT parameters need 50 MB.
+pub const ENVELOPE_BYTES_MAX: u32 = 64 << 20;
+/// Longest trace prefix.
+pub const TRACE_BYTES_MAX: u32 = 1 << 20;
+
+const FLAG_NO_LEADING_DOTS: u8 = 1;
+const FLAG_LARGE: u8 = 2;
+const FLAG_MOVED: u8 = 4;
+const FLAGS_KNOWN: u8 = FLAG_NO_LEADING_DOTS | FLAG_LARGE | FLAG_MOVED;
+
+const _: () = assert!(HEADER_BYTES as u64 == SLOT_BYTES);
+
+/// Where every checksum of a segment's records starts: number and nonce of the segment, so that octets of an earlier
+/// life of the file, and records quoted in a mail, do not validate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Salt(u32);
+
+impl Salt {
+    /// The salt of a segment or journal.
+    pub fn new(number: u64, nonce: u64) -> Salt {
+        Salt(crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), &nonce.to_le_bytes()))
+    }
+
+    /// Checksum of octets that belong to the whole file.
+    pub fn checksum(self, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(self.0, bytes)
+    }
+
+    /// The salt of the record at a slot.
+    pub(crate) fn at_slot(self, slot: u32) -> Salt {
+        Salt(self.checksum(&slot.to_le_bytes()))
+    }
+}
+
+/// The body of a message in a file of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LargeReference {
+    /// Number in its name.
+    pub number: u64,
+    /// CRC of its octets, continued from the CRC of its number ([`large_checksum_start`]).
+    pub checksum: u32,
+}
+
+/// Where the checksum of a large body starts.
+pub fn large_checksum_start(number: u64) -> u32 {
+    crc32c::crc32c(&number.to_le_bytes())
+}
+
+/// A checked record header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordHeader {
+    /// Name of the message.
+    pub queue_id: QueueId,
+    /// Arrival, milliseconds since 1970.
+    pub arrival_ms: u64,
+    /// Octets of the envelope.
+    pub envelope_len: u32,
+    /// Octets of the trace prefix.
+    pub trace_len: u32,
+    /// Octets of the body, wherever it lies.
+    pub body_len: u64,
+    /// The body lies in a file of its own.
+    pub large: Option<LargeReference>,
+    /// No line of the body begins with a dot: wire form and plain form are the same.
+    pub no_leading_dots: bool,
+    /// Written here by compaction; the queue ID names another place.
+    pub moved: bool,
+    /// Pages from the page where its batch starts to the page where the record starts.
+    pub batch_pages: u16,
+    envelope_checksum: u32,
+    content_checksum: u32,
+}
+
+/// Why a header is not one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeaderError {
+    /// Does not begin with the magic, or the checksum does not match in a way that says nothing was written here.
+    NotARecord,
+    /// Begins with the magic, but the checksum does not match: torn, rotten, or of an earlier life of the file.
+    Checksum,
+    /// Sound, of a version that this program does not know.
+    Version(u8),
+    /// Sound, but fields contradict each other or the place.
+    Inconsistent,
+}
+
+impl RecordHeader {
+    /// Octets of the body in the record itself.
+    pub fn inline_body_len(&self) -> u64 {
+        if self.large.is_some() { 0 } else { self.body_len }
+    }
+
+    /// Octets of the whole record, padding to the slot included.
+    pub fn record_len(&self) -> u64 {
+        record_len(u64::from(self.envelope_len), u64::from(self.trace_len), self.inline_body_len())
+    }
+
+    /// Octets of trace and body: what goes out.
+    pub fn message_len(&self) -> u64 {
+        u64::from(self.trace_len) + self.body_len
+    }
+
+    /// Checks a header found at `location`; `available` octets of the segment follow from its first octet on.
+    pub fn decode(
+        bytes: &[u8; HEADER_BYTES],
+        salt: Salt,
+        location: Location,
+        available: u64,
+    ) -> Result<Self, HeaderError> {
+        if bytes[..4] != MAGIC {
+            return Err(HeaderError::NotARecord);
+        }
+        let salt = salt.at_slot(location.slot());
+        if salt.checksum(&bytes[..60]) != u32_at(bytes, 60) {
+            return Err(HeaderError::Checksum);
+        }
+        if bytes[4] != VERSION {
+            return Err(HeaderError::Version(bytes[4]));
+        }
+        let flags = bytes[5];
+        let number = u64_at(bytes, 40);
+        let checksum = u32_at(bytes, 48);
+        let is_large = flags & FLAG_LARGE != 0;
+        let header = RecordHeader {
+            queue_id: QueueId(u64_at(bytes, 8)),
+            arrival_ms: u64_at(bytes, 16),
+            envelope_len: u32_at(bytes, 24),
+            trace_len: u32_at(bytes, 28),
+            body_len: u64_at(bytes, 32),
+            large: is_large.then_some(LargeReference { number, checksum }),
+            no_leading_dots: flags & FLAG_NO_LEADING_DOTS != 0,
+            moved: flags & FLAG_MOVED != 0,
+            batch_pages: u16::from_le_bytes([bytes[6], bytes[7]]),
+            envelope_checksum: u32_at(bytes, 52),
+            content_checksum: u32_at(bytes, 56),
+        };
+        let sound = flags & !FLAGS_KNOWN == 0
+            && u64::from(header.batch_pages) <= location.offset() / PAGE_BYTES
+            && (1..=ENVELOPE_BYTES_MAX).contains(&header.envelope_len)
+            && header.trace_len <= TRACE_BYTES_MAX
+            && (header.moved || header.queue_id.first_location() == location)
+            && (if is_large { (1..=SEGMENT_NUMBER_MAX).contains(&number) } else { number == 0 && checksum == 0 })
+            && header.inline_body_len() <= available
+            && header.record_len() <= available;
+        if sound { Ok(header) } else { Err(HeaderError::Inconsistent) }
+    }
+
+    /// Splits the record (from its first octet on, at least [`RecordHeader::record_len`] octets) and checks what the
+    /// header says about the parts.
+    pub fn parts<'a>(&self, record: &'a [u8], salt: Salt, location: Location) -> RecordParts<'a> {
+        let salt = salt.at_slot(location.slot());
+        let (envelope, rest) = record[HEADER_BYTES..].split_at(self.envelope_len as usize);
+        let content = &rest[..self.trace_len as usize + self.inline_body_len() as usize];
+        RecordParts {
+            envelope_sound: salt.checksum(envelope) == self.envelope_checksum,
+            content_sound: salt.checksum(content) == self.content_checksum,
+            envelope,
+            content,
+        }
+    }
+}
+
+/// The parts of a record behind its header.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordParts<'a> {
+    /// The encoded envelope.
+    pub envelope: &'a [u8],
+    /// Trace, and the body where it lies in the record.
+    pub content: &'a [u8],
+    /// The envelope's checksum matched.
+    pub envelope_sound: bool,
+    /// The content's checksum matched.
+    pub content_sound: bool,
+}
+
+/// Octets of a record with parts of these lengths.
+pub fn record_len(envelope_len: u64, trace_len: u64, inline_body_len: u64) -> u64 {
+    (HEADER_BYTES as u64 + envelope_len + trace_len + inline_body_len).next_multiple_of(SLOT_BYTES)
+}
+
+/// The body of a record to be written.
+#[derive(Clone, Copy, Debug)]
+pub enum RecordBody<'a> {
+    /// In the record.
+    Inline(&'a [u8]),
+    /// In a file of its own that is durable already.
+    Large {
+        /// Its octets.
+        len: u64,
+        /// Its name and checksum.
+        reference: LargeReference,
+    },
+}
+
+/// What is written besides trace and place.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordDraft<'a> {
+    /// The message's envelope.
+    pub envelope: &'a Envelope,
+    /// The message's body in wire form.
+    pub body: RecordBody<'a>,
+    /// No line of the body begins with a dot.
+    pub no_leading_dots: bool,
+    /// Arrival, milliseconds since 1970.
+    pub arrival_ms: u64,
+    /// `Some` when compaction moves a message that keeps this name.
+    pub moved_from: Option<QueueId>,
+}
+
+/// A record does not fit: into its bounds, or into `room`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EncodeError {
+    /// Envelope or trace over its bound: no segment can take it.
+    OverBounds,
+    /// Longer than what is left of the segment.
+    NoRoom,
+}
+
+/// Where a record goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Salt of the segment.
+    pub salt: Salt,
+    /// Number of the segment.
+    pub segment: u64,
+    /// Offset of the batch in the segment, a multiple of [`PAGE_BYTES`]; the batch's buffer starts there.
+    pub batch_offset: u64,
+    /// End of the segment.
+    pub segment_end: u64,
+}
+
+/// Appends a record to `batch`; `trace` appends the trace prefix for the message's queue ID. On error `batch` is as
+/// before.
+pub fn append(
+    batch: &mut Vec<u8>,
+    draft: &RecordDraft<'_>,
+    trace: &mut dyn FnMut(QueueId, &mut Vec<u8>),
+    place: &Place,
+) -> Result<(RecordHeader, Location), EncodeError> {
+    let start = batch.len();
+    let offset = place.batch_offset + start as u64;
+    assert!(place.batch_offset.is_multiple_of(PAGE_BYTES) && offset.is_multiple_of(SLOT_BYTES));
+    // The smallest record is one slot and an envelope: below that there is no slot to name.
+    if offset + 2 * SLOT_BYTES > place.segment_end {
+        return Err(EncodeError::NoRoom);
+    }
+    let location = Location::new(place.segment, (offset / SLOT_BYTES) as u32);
+    let result = append_parts(batch, draft, trace, place, location);
+    if result.is_err() {
+        batch.truncate(start);
+    }
+    result.map(|header| (header, location))
+}
+
+fn append_parts(
+    batch: &mut Vec<u8>,
+    draft: &RecordDraft<'_>,
+    trace: &mut dyn FnMut(QueueId, &mut Vec<u8>),
+    place: &Place,
+    location: Location,
+) -> Result<RecordHeader, EncodeError> {
+    let start = batch.len();
+    let salt = place.salt.at_slot(location.slot());
+    let queue_id = draft.moved_from.unwrap_or(QueueId::from(location));
+    batch.extend_from_slice(&[0; HEADER_BYTES]);
+    draft.envelope.encode(batch);
+    let trace_start = batch.len();
+    trace(queue_id, batch);
+    assert!(batch.len() >= trace_start, "the trace writer only appends");
+    let body_start = batch.len();
+    let (envelope_len, trace_len) = (trace_start - start - HEADER_BYTES, body_start - trace_start);
+    if envelope_len > ENVELOPE_BYTES_MAX as usize || trace_len > TRACE_BYTES_MAX as usize {
+        return Err(EncodeError::OverBounds);
+    }
+    let (body_len, inline, large) = match draft.body {
+        RecordBody::Inline(body) => (body.len() as u64, body, None),
+        RecordBody::Large { len, reference } => (len, &[][..], Some(reference)),
+    };
+    if record_len(envelope_len as u64, trace_len as u64, inline.len() as u64) > place.segment_end - location.offset() {
+        return Err(EncodeError::NoRoom);
+    }
+    batch.extend_from_slice(inline);
+    let header = RecordHeader {
+        queue_id,
+        arrival_ms: draft.arrival_ms,
+        envelope_len: envelope_len as u32,
+        trace_len: trace_len as u32,
+        body_len,
+        large,
+        no_leading_dots: draft.no_leading_dots,
+        moved: draft.moved_from.is_some(),
+        batch_pages: u16::try_from(start as u64 / PAGE_BYTES).map_err(|_| EncodeError::NoRoom)?,
+        envelope_checksum: salt.checksum(&batch[start + HEADER_BYTES..trace_start]),
+        content_checksum: salt.checksum(&batch[trace_start..]),
+    };
+    batch[start..start + HEADER_BYTES].copy_from_slice(&encode_header(&header, salt));
+    batch.resize(start + header.record_len() as usize, 0);
+    Ok(header)
+}
+
+fn encode_header(header: &RecordHeader, salt: Salt) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..4].copy_from_slice(&MAGIC);
+    bytes[4] = VERSION;
+    bytes[5] = if header.no_leading_dots { FLAG_NO_LEADING_DOTS } else { 0 }
+        | if header.large.is_some() { FLAG_LARGE } else { 0 }
+        | if header.moved { FLAG_MOVED } else { 0 };
+    bytes[6..8].copy_from_slice(&header.batch_pages.to_le_bytes());
+    bytes[8..16].copy_from_slice(&header.queue_id.0.to_le_bytes());
+    bytes[16..24].copy_from_slice(&header.arrival_ms.to_le_bytes());
+    bytes[24..28].copy_from_slice(&header.envelope_len.to_le_bytes());
+    bytes[28..32].copy_from_slice(&header.trace_len.to_le_bytes());
+    bytes[32..40].copy_from_slice(&header.body_len.to_le_bytes());
+    if let Some(large) = header.large {
+        bytes[40..48].copy_from_slice(&large.number.to_le_bytes());
+        bytes[48..52].copy_from_slice(&large.checksum.to_le_bytes());
+    }
+    bytes[52..56].copy_from_slice(&header.envelope_checksum.to_le_bytes());
+    bytes[56..60].copy_from_slice(&header.content_checksum.to_le_bytes());
+    let checksum = salt.checksum(&bytes[..60]);
+    bytes[60..].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// The little-endian number at an offset of a block that is long enough.
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().expect("four octets"))
+}
+
+/// The little-endian number at an offset of a block that is long enough.
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(bytes[offset..offset + 8].try_into().expect("eight octets"))
+}
+
+/// Takes any octets as a record at any place and checks what must hold of each answer; the body of a fuzz target.
+pub fn fuzz_decode(bytes: &[u8]) {
+    let Some((head, record)) = bytes.split_first_chunk::<16>() else { return };
+    let salt = Salt::new(u64_at(head, 0), u64_at(head, 8));
+    let location = Location::new(1, 256);
+    let Some(header) = record.first_chunk::<HEADER_BYTES>() else { return };
+    if let Ok(header) = RecordHeader::decode(header, salt, location, record.len() as u64) {
+        let parts = header.parts(record, salt, location);
+        assert!(parts.envelope.len() + parts.content.len() + HEADER_BYTES <= record.len());
+    }
+    if let Ok(envelope) = Envelope::decode(record) {
+        let mut again = Vec::new();
+        envelope.encode(&mut again);
+        assert_eq!(Envelope::decode(&again).as_ref(), Ok(&envelope));
+    }
+}

@@ -1,0 +1,455 @@
+//! Start-up: what the files say, made into survivors (`docs/spool-format.md`, section 7).
+//!
+//! [`recover`] only reads; [`settle`] then makes the result durable and clears away what nobody needs. Both are generic
+//! over the disk, so that simulated power cuts run this code.
+
+use super::disk::{Disk, DiskFile, JOURNAL, LARGE, SEGMENTS, file_name, number_of};
+use super::envelope::{Envelope, EnvelopeError};
+use super::journal::{Interner, JournalWriter, LiveEncoder, Replay, put_scanned};
+use super::keeper::Keeper;
+use super::queue_id::{Location, QueueId};
+use super::record::RecordHeader;
+use super::segment::{self, DATA_START, Damage, Found, ScanSummary, SegmentHeader, SegmentVerdict, UnknownVersion};
+use super::{LiveMessage, OpenError, RecipientState, Survivor};
+use crate::smtp::ReversePath;
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+/// Everything that start-up found.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) survivors: Vec<Survivor>,
+    pub(crate) segments: Vec<FoundSegment>,
+    pub(crate) report: RecoveryReport,
+    /// Above every number seen.
+    pub(crate) number_next: u64,
+    free: Vec<u64>,
+    old_journals: Vec<u64>,
+    large_orphans: Vec<u64>,
+    /// Names to remove: files whose making was cut off.
+    leftovers: Vec<String>,
+}
+
+/// One usable segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FoundSegment {
+    pub(crate) header: SegmentHeader,
+    /// Messages that keep it, counting one for damage.
+    pub(crate) live: u64,
+    /// Behind the last record.
+    end: u64,
+}
+
+/// What start-up or a check found, for the log and for `ringmail spool check`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RecoveryReport {
+    /// Messages that are to be delivered.
+    pub survivors: u64,
+    /// Segments that were read.
+    pub segments: u64,
+    /// Segments without live messages.
+    pub free_segments: u64,
+    /// Records that were read (those known to the checkpoint are not).
+    pub records_scanned: u64,
+    /// Octets of segments that were read.
+    pub bytes_scanned: u64,
+    /// Frames of the journal that were damaged: their outcomes are lost, some messages may go out again.
+    pub damaged_journal_frames: u64,
+    /// A journal was there, but none held a whole checkpoint: everything that is not overwritten goes out again.
+    pub journal_lost: bool,
+    /// Large bodies without a message, and files whose making was cut off; removed.
+    pub leftovers: u64,
+    /// Everything that an operator should know of.
+    pub problems: Vec<Problem>,
+}
+
+impl RecoveryReport {
+    /// Accepted mail, or a part of the spool, cannot be read.
+    pub fn is_damaged(&self) -> bool {
+        !self.problems.is_empty()
+    }
+}
+
+/// One thing that is wrong on disk. Nothing with a problem is changed or removed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Problem {
+    /// Octets of acknowledged records are lost.
+    #[error("segment {segment:09X}: octets {} to {} are damaged; messages in them are lost", damage.from, damage.to)]
+    Damaged {
+        /// Which segment.
+        segment: u64,
+        /// Which octets.
+        damage: Damage,
+    },
+    /// The device could not read some pages.
+    #[error("segment {segment:09X}: {pages} pages cannot be read")]
+    UnreadablePages {
+        /// Which segment.
+        segment: u64,
+        /// How many.
+        pages: u64,
+    },
+    /// A sound record whose envelope makes no sense.
+    #[error("message {queue_id}: {error}")]
+    Undecodable {
+        /// Its name.
+        queue_id: QueueId,
+        /// What is wrong.
+        error: EnvelopeError,
+    },
+    /// The file with its body is missing or has another length.
+    #[error("message {queue_id}: its body, large/{number:09X}.body, is missing or has a wrong length")]
+    BodyMissing {
+        /// Its name.
+        queue_id: QueueId,
+        /// Number of the body.
+        number: u64,
+    },
+    /// One of the two headers of a segment is damaged; the other one was used.
+    #[error("segment {0:09X}: one of its two headers is damaged, the other was used")]
+    HeaderRepaired(u64),
+    /// A write failed once, and the segment ends there. No mail is lost.
+    #[error("segment {segment:09X}: ended at octet {end} after an I/O error; what was acknowledged is there")]
+    Sealed {
+        /// Which segment.
+        segment: u64,
+        /// Where it ends.
+        end: u64,
+    },
+    /// The file calls itself another number.
+    #[error("segments/{name:09X}.seg says that it is segment {header:09X}; not used")]
+    NameDisagrees {
+        /// Number in the name.
+        name: u64,
+        /// Number in the header.
+        header: u64,
+    },
+    /// The file has another length than its header says.
+    #[error("segments/{0:09X}.seg has another length than it says; not used")]
+    LengthDisagrees(u64),
+    /// Neither header can be read.
+    #[error("segments/{0:09X}.seg: both headers are damaged; not used")]
+    Unreadable(u64),
+}
+
+impl Problem {
+    /// Mail may be lost by it (the others are repaired or harmless).
+    pub fn loses_mail(&self) -> bool {
+        !matches!(self, Problem::HeaderRepaired(_) | Problem::Sealed { .. })
+    }
+}
+
+/// Reads the whole spool folder; changes nothing.
+pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
+    let mut report = RecoveryReport::default();
+    let mut leftovers = Vec::new();
+    let mut highest = 0;
+    let (mut replay, old_journals) = newest_journal(disk, &mut report, &mut leftovers, &mut highest)?;
+    let bodies = large_bodies(disk, &mut highest)?;
+    let mut found = Vec::new();
+    let mut free = Vec::new();
+    let mut keep = Keep::default();
+    for name in disk.list(SEGMENTS)? {
+        if let Some(number) = number_of(&name, "new") {
+            highest = highest.max(number);
+            leftovers.push(file_name(SEGMENTS, number, "new"));
+        } else if let Some(number) = number_of(&name, "free") {
+            highest = highest.max(number);
+            free.push(number);
+        } else if let Some(number) = number_of(&name, "seg") {
+            highest = highest.max(number);
+            let seen = read_segment(disk, number, &mut replay, &bodies, &mut keep, &mut report)?;
+            found.extend(seen);
+            if keep.never_made.take().is_some() {
+                leftovers.push(file_name(SEGMENTS, number, "seg"));
+            }
+        }
+    }
+    highest = highest.max(keep.highest_large);
+    let number_next = replay.number_next.max(highest + 1);
+    report.damaged_journal_frames = replay.damaged_frames;
+    let in_use: HashSet<u64> = found.iter().map(|segment| segment.header.number).collect();
+    let mut survivors = replay.into_survivors();
+    survivors.retain(|survivor| in_use.contains(&survivor.location.segment()));
+    count_live(&mut found, &survivors, &keep.pinned);
+    let large_orphans = orphans(disk, &found, &survivors, bodies, &keep)?;
+    report.survivors = survivors.len() as u64;
+    report.segments = found.len() as u64;
+    report.free_segments = (free.len() + found.iter().filter(|segment| segment.live == 0).count()) as u64;
+    report.leftovers = (leftovers.len() + large_orphans.len()) as u64;
+    Ok(Recovered { survivors, segments: found, report, number_next, free, old_journals, large_orphans, leftovers })
+}
+
+/// What scanning learned besides survivors.
+#[derive(Default)]
+struct Keep {
+    /// Segments that must not be freed by themselves.
+    pinned: HashSet<u64>,
+    /// Bodies named by any record that was read.
+    named_large: HashMap<u64, QueueId>,
+    highest_large: u64,
+    never_made: Option<()>,
+}
+
+fn newest_journal<D: Disk>(
+    disk: &D,
+    report: &mut RecoveryReport,
+    leftovers: &mut Vec<String>,
+    highest: &mut u64,
+) -> Result<(Replay, Vec<u64>), OpenError> {
+    let mut numbers = Vec::new();
+    for name in disk.list(JOURNAL)? {
+        if let Some(number) = number_of(&name, "journal") {
+            numbers.push(number);
+        } else if let Some(number) = number_of(&name, "new") {
+            *highest = (*highest).max(number);
+            leftovers.push(file_name(JOURNAL, number, "new"));
+        }
+    }
+    numbers.sort_unstable();
+    *highest = (*highest).max(numbers.last().copied().unwrap_or(0));
+    for number in numbers.iter().rev() {
+        let name = file_name(JOURNAL, *number, "journal");
+        match Replay::read(&disk.open(&name)?, *number)? {
+            Ok(Some(replay)) => return Ok((replay, numbers)),
+            Ok(None) => {}
+            Err(UnknownVersion(version)) => return Err(OpenError::UnknownVersion { name, version }),
+        }
+    }
+    report.journal_lost = !numbers.is_empty();
+    Ok((Replay::default(), numbers))
+}
+
+/// Length of each large body.
+fn large_bodies<D: Disk>(disk: &D, highest: &mut u64) -> io::Result<HashMap<u64, u64>> {
+    let mut bodies = HashMap::new();
+    for name in disk.list(LARGE)? {
+        if let Some(number) = number_of(&name, "body") {
+            *highest = (*highest).max(number);
+            bodies.insert(number, disk.open(&file_name(LARGE, number, "body"))?.len()?);
+        }
+    }
+    Ok(bodies)
+}
+
+fn read_segment<D: Disk>(
+    disk: &D,
+    number: u64,
+    replay: &mut Replay,
+    bodies: &HashMap<u64, u64>,
+    keep: &mut Keep,
+    report: &mut RecoveryReport,
+) -> Result<Option<FoundSegment>, OpenError> {
+    let name = file_name(SEGMENTS, number, "seg");
+    let unknown = |UnknownVersion(version)| OpenError::UnknownVersion { name: name.clone(), version };
+    let file = disk.open(&name)?;
+    let (header, end) = match judge(&file, number)?.map_err(unknown)? {
+        SegmentVerdict::Good(header) => (header, header.len),
+        SegmentVerdict::HeaderRepaired(header) => {
+            report.problems.push(Problem::HeaderRepaired(number));
+            (header, header.len)
+        }
+        SegmentVerdict::Sealed(header, end) => {
+            report.problems.push(Problem::Sealed { segment: number, end });
+            (header, end)
+        }
+        SegmentVerdict::NeverMade => {
+            keep.never_made = Some(());
+            return Ok(None);
+        }
+        SegmentVerdict::NameDisagrees(header) => {
+            keep.pinned.insert(number);
+            report.problems.push(Problem::NameDisagrees { name: number, header: header.number });
+            return Ok(None);
+        }
+        SegmentVerdict::LengthDisagrees(_) => {
+            keep.pinned.insert(number);
+            report.problems.push(Problem::LengthDisagrees(number));
+            return Ok(None);
+        }
+        SegmentVerdict::Unreadable => {
+            keep.pinned.insert(number);
+            report.problems.push(Problem::Unreadable(number));
+            return Ok(None);
+        }
+    };
+    let from = replay.scanned.get(&number).copied().unwrap_or(DATA_START).min(end);
+    let scanned = segment::scan(&file, &header, from, end, &mut |location, found| match found {
+        Found::Record(record, envelope) => take_record(location, &record, &envelope, replay, bodies, keep, report),
+        Found::Undecodable(record, error) => {
+            keep.pinned.insert(number);
+            report.problems.push(Problem::Undecodable { queue_id: record.queue_id, error });
+        }
+    });
+    let summary = scanned.map_err(unknown)?;
+    note_damage(number, &summary, keep, report);
+    report.records_scanned += summary.records;
+    report.bytes_scanned += end - from;
+    Ok(Some(FoundSegment { header, live: 0, end: summary.end.max(from) }))
+}
+
+fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<SegmentVerdict, UnknownVersion>> {
+    let len = file.len()?;
+    let mut head = vec![0; DATA_START.min(len) as usize];
+    // A page that cannot be read is a damaged one; the copy and the seal lie on other pages.
+    for (index, page) in head.chunks_mut(super::record::PAGE_BYTES as usize).enumerate() {
+        if segment::read_exact(file, page, index as u64 * super::record::PAGE_BYTES).is_err() {
+            page.fill(0xFF);
+        }
+    }
+    Ok(segment::judge(&head, number, len))
+}
+
+fn note_damage(number: u64, summary: &ScanSummary, keep: &mut Keep, report: &mut RecoveryReport) {
+    for damage in &summary.damage {
+        keep.pinned.insert(number);
+        report.problems.push(Problem::Damaged { segment: number, damage: *damage });
+    }
+    if summary.unreadable_pages > 0 {
+        keep.pinned.insert(number);
+        report.problems.push(Problem::UnreadablePages { segment: number, pages: summary.unreadable_pages });
+    }
+}
+
+fn take_record(
+    location: Location,
+    record: &RecordHeader,
+    envelope: &Envelope,
+    replay: &mut Replay,
+    bodies: &HashMap<u64, u64>,
+    keep: &mut Keep,
+    report: &mut RecoveryReport,
+) {
+    if let Some(large) = record.large {
+        keep.highest_large = keep.highest_large.max(large.number);
+        let is_done = replay.done.contains(&record.queue_id);
+        if !is_done && bodies.get(&large.number) != Some(&record.body_len) {
+            keep.pinned.insert(location.segment());
+            let problem = Problem::BodyMissing { queue_id: record.queue_id, number: large.number };
+            report.problems.push(problem);
+            return;
+        }
+        if !is_done {
+            keep.named_large.insert(large.number, record.queue_id);
+        }
+    }
+    let found = survivor(location, record, envelope, &mut replay.interner);
+    replay.add_scanned(found);
+}
+
+/// A scanned record as a survivor that nothing is known of yet.
+fn survivor(location: Location, record: &RecordHeader, envelope: &Envelope, interner: &mut Interner) -> Survivor {
+    let pending = RecipientState::Pending { attempts: 0, next_ms: 0 };
+    let recipients = envelope.recipients.iter();
+    Survivor {
+        queue_id: record.queue_id,
+        location,
+        arrival_ms: record.arrival_ms,
+        size: record.message_len(),
+        null_reverse_path: envelope.reverse_path == ReversePath::Null,
+        priority: envelope.priority,
+        delay_dsn_sent: false,
+        recipients: recipients.map(|recipient| (interner.intern(&recipient.routing_domain()), pending)).collect(),
+    }
+}
+
+fn count_live(segments: &mut [FoundSegment], survivors: &[Survivor], pinned: &HashSet<u64>) {
+    let mut live: HashMap<u64, u64> = HashMap::new();
+    for survivor in survivors {
+        *live.entry(survivor.location.segment()).or_default() += 1;
+    }
+    for number in pinned {
+        *live.entry(*number).or_default() += 1;
+    }
+    for segment in segments {
+        segment.live = live.get(&segment.header.number).copied().unwrap_or(0);
+    }
+}
+
+/// Large bodies that no live message names. Messages of the checkpoint were not read: those that may have a large body
+/// (by their size) are looked up now.
+fn orphans<D: Disk>(
+    disk: &D,
+    segments: &[FoundSegment],
+    survivors: &[Survivor],
+    bodies: HashMap<u64, u64>,
+    keep: &Keep,
+) -> io::Result<Vec<u64>> {
+    if bodies.is_empty() {
+        return Ok(Vec::new());
+    }
+    let smallest = bodies.values().copied().min().unwrap_or(0);
+    let headers: HashMap<u64, SegmentHeader> =
+        segments.iter().map(|found| (found.header.number, found.header)).collect();
+    let mut named: HashSet<u64> = keep.named_large.keys().copied().collect();
+    for survivor in survivors.iter().filter(|survivor| survivor.size >= smallest) {
+        let Some(header) = headers.get(&survivor.location.segment()) else { continue };
+        let file = disk.open(&file_name(SEGMENTS, header.number, "seg"))?;
+        let offset = survivor.location.offset();
+        let mut head = [0; super::record::HEADER_BYTES];
+        if segment::read_exact(&file, &mut head, offset).is_err() {
+            // Rather keep every body than remove one that is needed.
+            return Ok(Vec::new());
+        }
+        let available = header.len.saturating_sub(offset);
+        match RecordHeader::decode(&head, header.salt(), survivor.location, available) {
+            Ok(record) => named.extend(record.large.map(|large| large.number)),
+            Err(_) => return Ok(Vec::new()),
+        }
+    }
+    // A segment that cannot be used, or damage, may hide a record that names a body.
+    if !keep.pinned.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(bodies.into_keys().filter(|number| !named.contains(number)).collect())
+}
+
+/// Makes what was recovered the new beginning: a fresh journal, then the clearing away of what it makes needless. Returns
+/// the journal's writer and the segments that stay in use.
+pub(crate) fn settle<D: Disk>(
+    keeper: &Keeper<D>,
+    recovered: &Recovered,
+    now_ms: u64,
+) -> io::Result<(JournalWriter<D>, Vec<FoundSegment>)> {
+    let disk = &keeper.disk;
+    for name in &recovered.leftovers {
+        disk.remove(name)?;
+    }
+    let stay: Vec<FoundSegment> = recovered.segments.iter().filter(|segment| segment.live > 0).copied().collect();
+    let mut scanned = Vec::new();
+    for segment in &stay {
+        put_scanned(&mut scanned, segment.header.number, segment.header.len);
+    }
+    let mut writer = JournalWriter::new();
+    let number = keeper.numbers.draw();
+    writer.begin(disk, number, now_ms, keeper.numbers.next(), &scanned)?;
+    let mut encoder = LiveEncoder::default();
+    let mut entries = Vec::new();
+    for survivor in &recovered.survivors {
+        encoder.put(&mut entries, &LiveMessage::from(survivor));
+        if entries.len() >= 1 << 18 {
+            writer.live(disk, &entries)?;
+            entries.clear();
+        }
+    }
+    writer.live(disk, &entries)?;
+    writer.finish(disk, encoder.count)?;
+    for old in &recovered.old_journals {
+        disk.remove(&file_name(JOURNAL, *old, "journal"))?;
+    }
+    for number in &recovered.free {
+        keeper.adopt(*number)?;
+    }
+    for segment in &recovered.segments {
+        let (number, len) = (segment.header.number, segment.header.len);
+        if segment.live == 0 {
+            keeper.retire(number, len)?;
+        } else {
+            disk.open(&file_name(SEGMENTS, number, "seg"))?.give_back(segment.end, len)?;
+        }
+    }
+    for number in &recovered.large_orphans {
+        disk.remove(&file_name(LARGE, *number, "body"))?;
+    }
+    Ok((writer, stay))
+}

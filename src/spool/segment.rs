@@ -1,0 +1,335 @@
+//! One segment file: its headers and seal, and the scan that finds records in it (`docs/spool-format.md`, sections 3, 7).
+//!
+//! Pure but for reading through [`super::disk::DiskFile`].
+
+use super::disk::DiskFile;
+use super::envelope::{Envelope, EnvelopeError};
+use super::queue_id::{Location, SEGMENT_BYTES_MAX, SEGMENT_NUMBER_MAX, SLOT_BYTES};
+use super::record::{HEADER_BYTES, HeaderError, MAGIC as RECORD_MAGIC, PAGE_BYTES, RecordHeader, Salt, u32_at, u64_at};
+use std::io;
+
+/// First octet of records: behind header, copy, seal and a reserved page.
+pub const DATA_START: u64 = 4 * PAGE_BYTES;
+/// Offset of the seal.
+pub const SEAL_OFFSET: u64 = 2 * PAGE_BYTES;
+/// Shortest segment.
+pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+const MAGIC: [u8; 8] = *b"RMSEGMNT";
+const SEAL_MAGIC: [u8; 8] = *b"RMSEALED";
+const VERSION: u32 = 1;
+const BLOCK: usize = 64;
+
+/// What a segment says about itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentHeader {
+    /// Its number.
+    pub number: u64,
+    /// The shard that writes it; for people.
+    pub shard: u32,
+    /// Length of the file.
+    pub len: u64,
+    /// Random for each life of the file.
+    pub nonce: u64,
+    /// When it was made, milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+impl SegmentHeader {
+    /// The salt of its records.
+    pub fn salt(&self) -> Salt {
+        Salt::new(self.number, self.nonce)
+    }
+
+    /// The first [`DATA_START`] octets of a fresh segment: header, copy, no seal.
+    pub fn encode_head(&self) -> Vec<u8> {
+        let mut block = [0; BLOCK];
+        block[..8].copy_from_slice(&MAGIC);
+        block[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        block[12..16].copy_from_slice(&self.shard.to_le_bytes());
+        block[16..24].copy_from_slice(&self.number.to_le_bytes());
+        block[24..32].copy_from_slice(&self.len.to_le_bytes());
+        block[32..40].copy_from_slice(&self.nonce.to_le_bytes());
+        block[40..48].copy_from_slice(&self.created_ms.to_le_bytes());
+        let checksum = crc32c::crc32c(&block[..60]);
+        block[60..].copy_from_slice(&checksum.to_le_bytes());
+        let mut head = vec![0; DATA_START as usize];
+        head[..BLOCK].copy_from_slice(&block);
+        head[PAGE_BYTES as usize..][..BLOCK].copy_from_slice(&block);
+        head
+    }
+
+    fn decode(block: &[u8]) -> Result<Option<SegmentHeader>, UnknownVersion> {
+        if block[..8] != MAGIC || crc32c::crc32c(&block[..60]) != u32_at(block, 60) {
+            return Ok(None);
+        }
+        let version = u32_at(block, 8);
+        if version != VERSION {
+            return Err(UnknownVersion(version));
+        }
+        let header = SegmentHeader {
+            number: u64_at(block, 16),
+            shard: u32_at(block, 12),
+            len: u64_at(block, 24),
+            nonce: u64_at(block, 32),
+            created_ms: u64_at(block, 40),
+        };
+        let sound = (1..=SEGMENT_NUMBER_MAX).contains(&header.number)
+            && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&header.len)
+            && header.len.is_multiple_of(PAGE_BYTES);
+        Ok(sound.then_some(header))
+    }
+}
+
+/// A file or record of a version that this program does not know: a newer ringmail wrote it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownVersion(pub u32);
+
+/// The page that ends a segment after a failed write: records at or behind `end` do not count.
+pub fn encode_seal(number: u64, salt: Salt, end: u64) -> Vec<u8> {
+    let mut page = vec![0; PAGE_BYTES as usize];
+    page[..8].copy_from_slice(&SEAL_MAGIC);
+    page[8..16].copy_from_slice(&number.to_le_bytes());
+    page[16..24].copy_from_slice(&end.to_le_bytes());
+    let checksum = salt.checksum(&page[..60]);
+    page[60..64].copy_from_slice(&checksum.to_le_bytes());
+    page
+}
+
+fn decode_seal(block: &[u8], header: &SegmentHeader) -> Option<u64> {
+    let sound = block[..8] == SEAL_MAGIC
+        && header.salt().checksum(&block[..60]) == u32_at(block, 60)
+        && u64_at(block, 8) == header.number
+        && (DATA_START..=header.len).contains(&u64_at(block, 16));
+    sound.then(|| u64_at(block, 16))
+}
+
+/// What start-up makes of a segment file as a whole: the first table of section 7.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SegmentVerdict {
+    /// To be scanned to its end.
+    Good(SegmentHeader),
+    /// The same, but one of the two headers is damaged.
+    HeaderRepaired(SegmentHeader),
+    /// To be scanned up to this offset.
+    Sealed(SegmentHeader, u64),
+    /// Another number than its name says: left alone.
+    NameDisagrees(SegmentHeader),
+    /// Another length than its header says: left alone.
+    LengthDisagrees(SegmentHeader),
+    /// No header can be read: left alone.
+    Unreadable,
+    /// All zeros in the head: making it was cut off; nothing can be in it.
+    NeverMade,
+}
+
+/// Judges a segment from its first [`DATA_START`] octets, its name's number and its real length.
+pub fn judge(head: &[u8], name_number: u64, file_len: u64) -> Result<SegmentVerdict, UnknownVersion> {
+    if head.len() < DATA_START as usize {
+        let all_zero = head.iter().all(|octet| *octet == 0);
+        return Ok(if all_zero { SegmentVerdict::NeverMade } else { SegmentVerdict::Unreadable });
+    }
+    let first = SegmentHeader::decode(&head[..BLOCK])?;
+    let copy = SegmentHeader::decode(&head[PAGE_BYTES as usize..][..BLOCK])?;
+    let Some(header) = first.or(copy) else {
+        let all_zero = head.iter().all(|octet| *octet == 0);
+        return Ok(if all_zero { SegmentVerdict::NeverMade } else { SegmentVerdict::Unreadable });
+    };
+    if header.number != name_number {
+        return Ok(SegmentVerdict::NameDisagrees(header));
+    }
+    if header.len != file_len {
+        return Ok(SegmentVerdict::LengthDisagrees(header));
+    }
+    Ok(match decode_seal(&head[SEAL_OFFSET as usize..][..BLOCK], &header) {
+        Some(end) => SegmentVerdict::Sealed(header, end),
+        None if first == copy => SegmentVerdict::Good(header),
+        None => SegmentVerdict::HeaderRepaired(header),
+    })
+}
+
+/// What a scan found at one slot: the second table of section 7, as far as the segment alone can tell.
+#[derive(Debug)]
+pub enum Found {
+    /// A whole record.
+    Record(RecordHeader, Envelope),
+    /// A whole record whose envelope this program cannot read.
+    Undecodable(RecordHeader, EnvelopeError),
+}
+
+/// Octets between valid records that should have been records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Damage {
+    /// First octet.
+    pub from: u64,
+    /// Octet behind the last.
+    pub to: u64,
+}
+
+/// The result of a scan.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct ScanSummary {
+    /// Whole records.
+    pub records: u64,
+    /// End of the last one, or where the scan began.
+    pub end: u64,
+    /// Acknowledged octets that are lost, at most [`DAMAGE_MAX`] of them.
+    pub damage: Vec<Damage>,
+    /// Pages that the device could not read; scanned as zeros.
+    pub unreadable_pages: u64,
+}
+
+/// Damaged places of one segment that are listed; more are all the same to an operator.
+pub const DAMAGE_MAX: usize = 1000;
+
+/// Finds every record that starts at `from` (a multiple of 64) or behind, below `end`.
+pub fn scan<F: DiskFile>(
+    file: &F,
+    header: &SegmentHeader,
+    from: u64,
+    end: u64,
+    visit: &mut dyn FnMut(Location, Found),
+) -> Result<ScanSummary, UnknownVersion> {
+    assert!(from >= DATA_START && from.is_multiple_of(SLOT_BYTES) && end <= header.len);
+    let salt = header.salt();
+    let mut window = Window { file, end, start: 0, bytes: Vec::new(), unreadable_pages: 0 };
+    let mut gaps = Gaps { expected: from, last_batch: from, open: Vec::new() };
+    let mut summary = ScanSummary { end: from, ..ScanSummary::default() };
+    let mut offset = from;
+    while offset + HEADER_BYTES as u64 <= end {
+        let Some(next) = window.next_magic(offset) else { break };
+        offset = next;
+        let location = Location::new(header.number, (offset / SLOT_BYTES) as u32);
+        let head: [u8; HEADER_BYTES] = window.at(offset, HEADER_BYTES).try_into().expect("a header's length");
+        let record = match RecordHeader::decode(&head, salt, location, end - offset) {
+            Ok(record) => record,
+            Err(HeaderError::Version(version)) => return Err(UnknownVersion(u32::from(version))),
+            Err(_) => {
+                offset += SLOT_BYTES;
+                continue;
+            }
+        };
+        let parts = record.parts(window.at(offset, record.record_len() as usize), salt, location);
+        if !parts.envelope_sound || !parts.content_sound {
+            offset += SLOT_BYTES;
+            continue;
+        }
+        let found = match Envelope::decode(parts.envelope) {
+            Ok(envelope) => Found::Record(record, envelope),
+            Err(EnvelopeError::Version(version)) => return Err(UnknownVersion(u32::from(version))),
+            Err(error) => Found::Undecodable(record, error),
+        };
+        gaps.record(offset, &record);
+        offset += record.record_len();
+        summary.records += 1;
+        summary.end = offset;
+        visit(location, found);
+    }
+    summary.damage = gaps.damage();
+    summary.unreadable_pages = window.unreadable_pages;
+    Ok(summary)
+}
+
+/// Tells damage from torn ends: see "Answers for one slot" in the format page.
+struct Gaps {
+    /// End of the last valid record.
+    expected: u64,
+    /// Offset of the batch of the last valid record.
+    last_batch: u64,
+    /// Gaps that were seen, with the batch of the record behind each.
+    open: Vec<(Damage, u64)>,
+}
+
+impl Gaps {
+    fn record(&mut self, offset: u64, record: &RecordHeader) {
+        let batch = offset / PAGE_BYTES * PAGE_BYTES - u64::from(record.batch_pages) * PAGE_BYTES;
+        let starts_next_batch = offset == batch && offset == self.expected.next_multiple_of(PAGE_BYTES);
+        if offset != self.expected && !starts_next_batch && self.open.len() < DAMAGE_MAX {
+            self.open.push((Damage { from: self.expected, to: offset }, batch));
+        }
+        self.expected = offset + record.record_len();
+        self.last_batch = batch.max(self.last_batch);
+    }
+
+    fn damage(self) -> Vec<Damage> {
+        let last = self.last_batch;
+        let acknowledged =
+            |(gap, batch): &(Damage, u64)| *batch < last || gap.from.next_multiple_of(PAGE_BYTES) < *batch;
+        self.open.iter().filter(|gap| acknowledged(gap)).map(|(gap, _)| *gap).collect()
+    }
+}
+
+/// A part of the file in memory that moves on with the scan. What the device cannot read counts as zeros.
+struct Window<'a, F> {
+    file: &'a F,
+    end: u64,
+    start: u64,
+    bytes: Vec<u8>,
+    unreadable_pages: u64,
+}
+
+const WINDOW_BYTES: u64 = 1 << 20;
+
+impl<F: DiskFile> Window<'_, F> {
+    /// `len` octets at `offset`; the caller made sure that they end before `end`.
+    fn at(&mut self, offset: u64, len: usize) -> &[u8] {
+        let inside = offset >= self.start && offset + len as u64 <= self.start + self.bytes.len() as u64;
+        if !inside {
+            self.load(offset, len as u64);
+        }
+        let from = (offset - self.start) as usize;
+        &self.bytes[from..from + len]
+    }
+
+    /// The next slot at or behind `offset` that begins with a record's magic.
+    fn next_magic(&mut self, mut offset: u64) -> Option<u64> {
+        while offset + SLOT_BYTES <= self.end {
+            if offset < self.start || offset + SLOT_BYTES > self.start + self.bytes.len() as u64 {
+                offset = self.file.next_data(offset).unwrap_or(offset).max(offset) / SLOT_BYTES * SLOT_BYTES;
+                if offset + SLOT_BYTES > self.end {
+                    return None;
+                }
+                self.load(offset, SLOT_BYTES);
+            }
+            let from = (offset - self.start) as usize;
+            let slots = self.bytes[from..].chunks_exact(SLOT_BYTES as usize);
+            let here = slots.len() as u64;
+            if let Some(index) = slots.into_iter().position(|slot| slot[..4] == RECORD_MAGIC) {
+                return Some(offset + index as u64 * SLOT_BYTES);
+            }
+            offset += here * SLOT_BYTES;
+        }
+        None
+    }
+
+    fn load(&mut self, offset: u64, len: u64) {
+        let len = len.max(WINDOW_BYTES).min(self.end - offset);
+        self.start = offset;
+        self.bytes.clear();
+        self.bytes.resize(len as usize, 0);
+        if read_exact(self.file, &mut self.bytes, offset).is_ok() {
+            return;
+        }
+        for (index, page) in self.bytes.chunks_mut(PAGE_BYTES as usize).enumerate() {
+            page.fill(0);
+            if read_exact(self.file, page, offset + index as u64 * PAGE_BYTES).is_err() {
+                page.fill(0);
+                self.unreadable_pages += 1;
+            }
+        }
+    }
+}
+
+/// Fills the buffer; the end of the file counts as an error.
+pub(crate) fn read_exact<F: DiskFile>(file: &F, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match file.read_at(buffer, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                buffer = &mut buffer[read..];
+                offset += read as u64;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,405 @@
+//! The spool as a program uses it: opening it, and one shard's side of it on its executor.
+
+use super::commit::{GroupCommit, Segment, Supply};
+use super::disk::{Disk, OsDisk, SEGMENTS, file_name};
+use super::journal_driver::Journal;
+use super::keeper::{Keeper, Numbers};
+use super::large::{LARGE_BODY_BYTES, LargeBody, LargeBodyWriter};
+use super::mapping::Mapping;
+use super::queue_id::SEGMENT_BYTES_MAX;
+use super::read::SpoolReader;
+use super::record::{PAGE_BYTES, RecordBody, RecordDraft};
+use super::recovery::{self, RecoveryReport};
+use super::segment::{SEGMENT_BYTES_MIN, SegmentHeader};
+use super::stats::SpoolStats;
+use super::table::{SegmentEntry, SegmentTable};
+use super::{Committed, DraftBody, Durability, MessageDraft, OpenError, Opened, Options, SpoolError};
+use crate::rt::{self, HelperPool, Notify, RingFile};
+use parking_lot::Mutex;
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What all shards share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) keeper: Arc<Keeper<OsDisk>>,
+    pub(super) table: Arc<SegmentTable>,
+    pub(super) pool: HelperPool,
+    /// Bodies longer than this go into files of their own; so that a record fits a small segment, too.
+    pub(super) large_body_bytes: usize,
+    free_bytes_min: u64,
+    free_bytes: AtomicU64,
+    /// Free segments that somebody still reads.
+    retiring: Mutex<Vec<Arc<SegmentEntry>>>,
+    /// Held for as long as anything of the spool lives.
+    _lock: File,
+}
+
+const HELPER_THREADS: usize = 2;
+const HELPER_QUEUE: usize = 4096;
+/// How old the knowledge of free space may be.
+const FREE_BYTES_AGE: Duration = Duration::from_secs(1);
+
+/// Opens a spool folder, making it where it is missing (the folder above must exist), and recovers what is in it.
+/// Blocking; call it before executors start.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
+    let segment_bytes = options.segment_bytes.next_multiple_of(PAGE_BYTES);
+    if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
+        return Err(OpenError::SegmentBytes);
+    }
+    let disk = OsDisk::new(folder)?;
+    let lock = lock(folder)?;
+    let recovered = recovery::recover(&disk)?;
+    let free_bytes = disk.free_bytes()?;
+    let numbers = Numbers::starting_at(recovered.number_next);
+    let keeper = Arc::new(Keeper::new(disk, numbers, segment_bytes, options.shards + 2));
+    let (writer, stay) = recovery::settle(&keeper, &recovered, rt::unix_ms())?;
+    let table = Arc::new(SegmentTable::default());
+    for segment in &stay {
+        let mapping = map_segment(&keeper.disk, segment.header.number)?;
+        table.insert(SegmentEntry::survivor(segment.header, mapping, segment.live));
+    }
+    let pool = HelperPool::new("spool", HELPER_THREADS, HELPER_QUEUE)?;
+    let shared = Arc::new(Shared {
+        keeper: keeper.clone(),
+        table: table.clone(),
+        pool: pool.clone(),
+        large_body_bytes: LARGE_BODY_BYTES.min(segment_bytes as usize / 4),
+        free_bytes_min: options.free_bytes_min,
+        free_bytes: AtomicU64::new(free_bytes),
+        retiring: Mutex::default(),
+        _lock: lock,
+    });
+    let reader = SpoolReader { table, disk: keeper.disk.clone(), pool };
+    let stays = stay.iter().map(|segment| (segment.header.number, segment.header.len));
+    let journal = Journal::start(shared.clone(), reader.clone(), writer, stays)?;
+    let stats: Vec<Arc<SpoolStats>> = (0..options.shards).map(|_| Arc::default()).collect();
+    let seed = |(shard, stats): (usize, &Arc<SpoolStats>)| ShardSpoolSeed {
+        shard: shard as u32,
+        shared: shared.clone(),
+        stats: stats.clone(),
+    };
+    Ok(Opened {
+        shards: stats.iter().enumerate().map(seed).collect(),
+        reader,
+        journal,
+        survivors: recovered.survivors,
+        stats,
+        report: recovered.report,
+    })
+}
+
+/// Reads a spool folder without changing anything, also while another process uses it: then records that are being
+/// written may look torn.
+///
+/// # Errors
+/// [`OpenError::Io`] where the folder is not there, [`OpenError::UnknownVersion`].
+pub fn check(folder: &Path) -> Result<RecoveryReport, OpenError> {
+    let disk = OsDisk::existing(folder)?;
+    Ok(recovery::recover(&disk)?.report)
+}
+
+fn lock(folder: &Path) -> Result<File, OpenError> {
+    let mut options = File::options();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(folder.join("lock"))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = [0; 20];
+            let len = FileExt::read_at(&file, &mut text, 0)?;
+            let holder = String::from_utf8_lossy(&text[..len]).trim().to_owned();
+            return Err(OpenError::Locked { folder: folder.to_owned(), holder });
+        }
+        Err(error) => return Err(OpenError::Io(error.into())),
+    }
+    file.set_len(0)?;
+    file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
+    Ok(file)
+}
+
+fn map_segment(disk: &OsDisk, number: u64) -> io::Result<Mapping> {
+    Mapping::new(&disk.open(&file_name(SEGMENTS, number, "seg"))?)
+}
+
+impl Shared {
+    /// Makes a segment ready and enters it into the table. Blocking.
+    fn prepare(&self, shard: u32) -> io::Result<SegmentHeader> {
+        self.sweep();
+        let (header, file) = self.keeper.prepare(shard, rt::unix_ms())?;
+        self.table.insert(SegmentEntry::fresh(header, Mapping::new(&file)?));
+        Ok(header)
+    }
+
+    /// Recycles every segment that is free and that nobody reads. Blocking (unmapping and renaming).
+    fn sweep(&self) {
+        let mut retiring = self.retiring.lock();
+        retiring.extend(self.table.take_free());
+        let mut index = 0;
+        while index < retiring.len() {
+            // The table has given it up, so nobody can get another reference: one is ours, and the last.
+            if Arc::strong_count(&retiring[index]) > 1 {
+                index += 1;
+                continue;
+            }
+            let entry = retiring.swap_remove(index);
+            let (number, len) = (entry.header.number, entry.header.len);
+            drop(entry);
+            // A file that cannot be renamed stays, and is found empty at the next start.
+            drop(self.keeper.retire(number, len));
+        }
+        drop(retiring);
+        self.keeper.remove_large_bodies();
+    }
+
+    fn refresh_free_bytes(&self) {
+        if let Ok(free) = self.keeper.disk.free_bytes() {
+            self.free_bytes.store(free, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One shard's side of the spool before its executor runs.
+#[derive(Debug)]
+pub struct ShardSpoolSeed {
+    shard: u32,
+    shared: Arc<Shared>,
+    stats: Arc<SpoolStats>,
+}
+
+impl ShardSpoolSeed {
+    /// Starts it on the current executor.
+    pub fn start(self) -> ShardSpool {
+        let supply = RingSupply(Rc::new(SupplyState {
+            shard: self.shard,
+            shared: self.shared.clone(),
+            ready: RefCell::default(),
+            is_preparing: Cell::new(false),
+            changed: Notify::default(),
+            started: rt::now(),
+        }));
+        let inner = Rc::new(Inner {
+            commit: GroupCommit::new(supply, self.stats.clone()),
+            shared: self.shared,
+            stats: self.stats,
+            free_bytes_seen: Cell::new(rt::now()),
+        });
+        let writer = inner.clone();
+        rt::spawn(async move { writer.commit.run().await });
+        ShardSpool(inner)
+    }
+}
+
+/// One shard's side of the spool. Cloning shares it.
+#[derive(Clone)]
+pub struct ShardSpool(Rc<Inner>);
+
+struct Inner {
+    commit: GroupCommit<RingSupply>,
+    shared: Arc<Shared>,
+    stats: Arc<SpoolStats>,
+    /// When free space was last asked for.
+    free_bytes_seen: Cell<Instant>,
+}
+
+impl ShardSpool {
+    /// Makes a message durable. When this returns `Ok`, record and envelope survive a power cut.
+    ///
+    /// # Errors
+    /// See [`SpoolError`]; nothing of the message will be delivered then (but see "Commit" in the format page for a disk
+    /// that fails twice).
+    pub async fn commit(&self, draft: MessageDraft<'_>) -> Result<Committed, SpoolError> {
+        let (body, mut large) = match draft.body {
+            DraftBody::Memory(body) if body.len() > self.0.shared.large_body_bytes => {
+                (Vec::new(), Some(self.spill(&body).await?))
+            }
+            DraftBody::Memory(body) => (body, None),
+            DraftBody::Large(large) => (Vec::new(), Some(large)),
+        };
+        if !self.has_room(body.len() as u64) {
+            return Err(SpoolError::Full);
+        }
+        let record = RecordDraft {
+            envelope: draft.envelope,
+            body: match &large {
+                Some(large) => RecordBody::Large { len: large.len(), reference: large.reference() },
+                None => RecordBody::Inline(&body),
+            },
+            no_leading_dots: draft.no_leading_dots,
+            arrival_ms: draft.arrival_ms,
+            moved_from: None,
+        };
+        // From here on a record may name the body, whatever becomes of this future.
+        if let Some(large) = &mut large {
+            large.set_named(true);
+        }
+        let written = self.0.commit.commit(&record, draft.trace).await;
+        if let (Err(_), Some(large)) = (&written, &mut large) {
+            large.set_named(false);
+        }
+        let written = written?;
+        Ok(Committed {
+            queue_id: written.queue_id,
+            location: written.location,
+            size: written.message_len,
+            batch_len: written.batch_len,
+            record_slots: written.record_slots,
+            durability: Durability::Group,
+        })
+    }
+
+    /// Puts a body that is in memory into a file.
+    async fn spill(&self, body: &[u8]) -> Result<LargeBody, SpoolError> {
+        if !self.has_room(body.len() as u64) {
+            return Err(SpoolError::Full);
+        }
+        let mut writer = self.large_body();
+        for chunk in body.chunks(SPILL_CHUNK_BYTES) {
+            writer.write(chunk.to_vec()).await?;
+        }
+        writer.finish().await
+    }
+
+    /// A writer for a body over [`LARGE_BODY_BYTES`].
+    pub fn large_body(&self) -> LargeBodyWriter {
+        LargeBodyWriter::new(self.0.shared.keeper.clone(), self.0.shared.pool.clone())
+    }
+
+    /// Whether a message of this size would be taken, as far as free space goes; known as of a second ago.
+    pub fn has_room(&self, message_bytes: u64) -> bool {
+        let now = rt::now();
+        if now.duration_since(self.0.free_bytes_seen.get()) >= FREE_BYTES_AGE {
+            self.0.free_bytes_seen.set(now);
+            let shared = self.0.shared.clone();
+            // With the queue full it is asked again in a second.
+            let _ = self.0.shared.pool.submit(move || shared.refresh_free_bytes());
+        }
+        let free = self.0.shared.free_bytes.load(Ordering::Relaxed);
+        free >= self.0.shared.free_bytes_min.saturating_add(message_bytes)
+    }
+
+    /// False when the disk failed so that this shard accepts nothing any more.
+    pub fn healthy(&self) -> bool {
+        self.0.commit.healthy()
+    }
+
+    /// Answers `ToShard::FreeSegment`. Only a hint: what is free is counted here, and a segment with live messages, or one
+    /// that is still written, stays.
+    pub async fn free_segment(&self, _number: u64) {
+        let shared = self.0.shared.clone();
+        // With the queue full the sweep before the next segment does it.
+        let _ = self.0.shared.pool.run(move || shared.sweep()).await;
+    }
+
+    /// Takes no more messages and returns when all that were begun are durable or refused.
+    pub async fn close(&self) {
+        self.0.commit.close().await;
+        self.0.commit.supply().stop().await;
+    }
+
+    /// Counters of this shard.
+    pub fn stats(&self) -> Arc<SpoolStats> {
+        self.0.stats.clone()
+    }
+}
+
+const SPILL_CHUNK_BYTES: usize = 256 << 10;
+
+/// Segments made on helper threads, one ahead of need.
+#[derive(Clone)]
+struct RingSupply(Rc<SupplyState>);
+
+struct SupplyState {
+    shard: u32,
+    shared: Arc<Shared>,
+    ready: RefCell<Option<io::Result<Segment<RingFile>>>>,
+    is_preparing: Cell<bool>,
+    changed: Notify,
+    started: Instant,
+}
+
+impl SupplyState {
+    async fn prepare(&self) -> io::Result<Segment<RingFile>> {
+        let (shared, shard) = (self.shared.clone(), self.shard);
+        let prepared = self.shared.pool.run(move || shared.prepare(shard)).await;
+        let header = prepared.map_err(io::Error::other)??;
+        let path = self.shared.keeper.disk.path(&file_name(SEGMENTS, header.number, "seg"));
+        match RingFile::open(&path).await {
+            Ok(file) => Ok(Segment { header, file }),
+            Err(error) => {
+                // Nobody will write it: let the next sweep have it.
+                if let Some(entry) = self.shared.table.segment(header.number) {
+                    entry.note_sealed();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl RingSupply {
+    /// Returns when no segment is being made any more: a task that outlives its executor is never freed.
+    async fn stop(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if !self.0.is_preparing.get() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Supply for RingSupply {
+    type File = RingFile;
+
+    fn request(&self) {
+        if self.0.is_preparing.get() || self.0.ready.borrow().is_some() {
+            return;
+        }
+        self.0.is_preparing.set(true);
+        let state = self.0.clone();
+        rt::spawn(async move {
+            let prepared = state.prepare().await;
+            *state.ready.borrow_mut() = Some(prepared);
+            state.is_preparing.set(false);
+            state.changed.notify_all();
+        });
+    }
+
+    fn take(&self) -> Option<io::Result<Segment<RingFile>>> {
+        self.0.ready.borrow_mut().take()
+    }
+
+    fn changed(&self) -> impl Future<Output = ()> + 'static {
+        self.0.changed.notified()
+    }
+
+    fn committed(&self, segment: u64, messages: u64) {
+        if let Some(entry) = self.0.shared.table.segment(segment) {
+            entry.note_committed(messages);
+        }
+    }
+
+    fn retired(&self, segment: u64) {
+        if let Some(entry) = self.0.shared.table.segment(segment) {
+            entry.note_sealed();
+        }
+        let shared = self.0.shared.clone();
+        // With the queue full the sweep before the next segment does it.
+        let _ = self.0.shared.pool.submit(move || shared.sweep());
+    }
+
+    fn now_us(&self) -> u64 {
+        rt::now().duration_since(self.0.started).as_micros() as u64
+    }
+}

@@ -1,0 +1,267 @@
+//! The spool as a program uses it, on a real file system and executor: commit, read, journal, restart.
+
+use super::*;
+use crate::rt::run_to_end;
+use crate::smtp::Address;
+use std::path::Path;
+
+const SEGMENT_BYTES: u64 = 1 << 20;
+
+pub(super) fn envelope(recipients: &[&str]) -> Envelope {
+    let address = |text: &str| Address::parse(text.as_bytes(), true).unwrap();
+    let recipient = |text: &&str| Recipient { forward_path: address(text), orcpt: None, notify: Notify::default() };
+    Envelope {
+        reverse_path: ReversePath::Mailbox(address("sender@example.com")),
+        recipients: recipients.iter().map(recipient).collect(),
+        body_type: BodyType::SevenBit,
+        smtputf8: false,
+        requiretls: false,
+        ret: None,
+        envid: None,
+        priority: 0,
+        origin: Origin::Smtp { client: [127, 0, 0, 1].into(), helo: "client".into(), login: None },
+    }
+}
+
+/// Helper threads of the life before may hold the lock for a moment longer.
+fn open_at(folder: &Path) -> Opened {
+    loop {
+        match open(folder, Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0 }) {
+            Err(OpenError::Locked { .. }) => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+async fn put(spool: &ShardSpool, envelope: &Envelope, body: &[u8]) -> Result<Committed, SpoolError> {
+    let trace =
+        &mut |id: QueueId, out: &mut Vec<u8>| out.extend_from_slice(format!("Received: id {id}\r\n").as_bytes());
+    let body = DraftBody::Memory(body.to_vec());
+    spool.commit(MessageDraft { envelope, body, no_leading_dots: true, arrival_ms: 5, trace }).await
+}
+
+/// Runs one life of the process.
+fn life<Fut: Future<Output = ()>>(
+    folder: &Path,
+    run: impl FnOnce(ShardSpool, SpoolReader, Journal, Vec<Survivor>) -> Fut,
+) {
+    let mut opened = open_at(folder);
+    assert_eq!(opened.report.problems, []);
+    run_to_end("spool-test", || async move {
+        let spool = opened.shards.remove(0).start();
+        run(spool.clone(), opened.reader, opened.journal, opened.survivors).await;
+        spool.close().await;
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_message_survives_a_restart_until_it_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org", "b@Example.NET"]);
+    let mut ids = Vec::new();
+    life(&path, |spool, reader, mut journal, survivors| async move {
+        assert_eq!(survivors, []);
+        let mut committed = Vec::new();
+        for body in ["one\r\n", "two\r\n"] {
+            let put = put(&spool, &to, body.as_bytes()).await.unwrap();
+            journal.accepted(&put.accepted(&to, 5));
+            committed.push(put);
+        }
+        let stored = reader.message(committed[0].location).unwrap();
+        assert_eq!(stored.trace(), format!("Received: id {}\r\n", committed[0].queue_id).as_bytes());
+        assert_eq!((stored.body(), stored.envelope(), stored.arrival_ms()), (&b"one\r\n"[..], &to, 5));
+        assert_eq!(stored.size(), committed[0].size);
+        journal.recipient(committed[0].queue_id, 0, RecipientState::Delivered);
+        journal.recipient(committed[0].queue_id, 1, RecipientState::Pending { attempts: 1, next_ms: 9 });
+        journal.delay_dsn_sent(committed[0].queue_id);
+        assert_eq!(journal.done(committed[1].queue_id, committed[1].location, committed[1].size), None);
+        journal.close().await;
+    });
+    life(&path, |_, reader, mut journal, survivors| {
+        let survivor = survivors[0].clone();
+        assert_eq!(survivors.len(), 1);
+        let domains: Vec<_> = survivor.recipients.iter().map(|(domain, _)| &**domain).collect();
+        assert_eq!(domains, ["example.org", "example.net"]);
+        assert_eq!(survivor.recipients[0].1, RecipientState::Delivered);
+        assert_eq!(survivor.recipients[1].1, RecipientState::Pending { attempts: 1, next_ms: 9 });
+        assert!(survivor.delay_dsn_sent);
+        ids.push(survivor.queue_id);
+        async move {
+            assert_eq!(reader.load(survivor.location).await.unwrap().body(), b"one\r\n");
+            let free = journal.done(survivor.queue_id, survivor.location, survivor.size);
+            assert_eq!(free, Some(survivor.location.segment()));
+            journal.close().await;
+        }
+    });
+    life(&path, |_, _, journal, survivors| async move {
+        assert_eq!(survivors, []);
+        journal.close().await;
+    });
+    assert_eq!(ids.len(), 1);
+}
+
+#[test]
+fn without_a_journal_entry_everything_survives() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    life(&path, |spool, _, journal, _| async move {
+        for n in 0..300 {
+            put(&spool, &to, vec![b'x'; n * 100].as_slice()).await.unwrap();
+        }
+        drop(journal);
+    });
+    life(&path, |_, reader, _journal, mut survivors| async move {
+        survivors.sort_by_key(|survivor| survivor.queue_id);
+        assert_eq!(survivors.len(), 300);
+        for (n, survivor) in survivors.iter().enumerate() {
+            assert_eq!(reader.message(survivor.location).unwrap().body().len(), n * 100);
+        }
+    });
+}
+
+#[test]
+fn segments_are_recycled_and_never_while_somebody_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    life(&path, |spool, reader, mut journal, _| async move {
+        let mut held = None;
+        for n in 0..400u32 {
+            let body = n.to_le_bytes().repeat(5_000);
+            let put = put(&spool, &to, &body).await.unwrap();
+            journal.accepted(&put.accepted(&to, 5));
+            let stored = reader.message(put.location).unwrap();
+            assert_eq!(stored.body(), body);
+            let first = held.get_or_insert(stored);
+            assert_eq!(first.body(), 0u32.to_le_bytes().repeat(5_000), "held octets do not change");
+            if let Some(segment) = journal.done(put.queue_id, put.location, put.size) {
+                spool.free_segment(segment).await;
+            }
+        }
+        journal.close().await;
+    });
+    // 8 MB went through segments of 1 MiB.
+    let files = std::fs::read_dir(path.join("segments")).unwrap().count();
+    assert!(files <= 6, "{files} segments are left");
+}
+
+#[test]
+fn a_large_body_lies_in_its_own_file_until_its_message_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    let body: Vec<u8> = (0..3_000_000u32).map(|n| n as u8).collect();
+    let files = |path: &Path| std::fs::read_dir(path.join("large")).unwrap().count();
+    let (body, path) = (&body, &path);
+    life(path, |spool, reader, _journal, _| async move {
+        let in_memory = put(&spool, &to, body).await.unwrap();
+        let mut writer = spool.large_body();
+        for chunk in body.chunks(70_000) {
+            writer.write(chunk.to_vec()).await.unwrap();
+        }
+        let written = writer.finish().await.unwrap();
+        let mut abandoned = spool.large_body();
+        abandoned.write(vec![1; 10]).await.unwrap();
+        drop(abandoned);
+        let draft = MessageDraft {
+            envelope: &to,
+            body: DraftBody::Large(written),
+            no_leading_dots: false,
+            arrival_ms: 1,
+            trace: &mut |_, _| {},
+        };
+        let streamed = spool.commit(draft).await.unwrap();
+        for put in [in_memory, streamed] {
+            assert_eq!(reader.message(put.location).unwrap().body(), body);
+        }
+        assert_eq!(files(path), 3);
+    });
+    life(path, |_, reader, mut journal, survivors| async move {
+        assert_eq!(files(path), 2, "the abandoned one is gone");
+        assert_eq!(survivors.len(), 2);
+        assert_eq!(reader.message(survivors[0].location).unwrap().body(), body);
+        journal.done(survivors[0].queue_id, survivors[0].location, survivors[0].size);
+        journal.sync().await;
+        assert_eq!(files(path), 1);
+        journal.close().await;
+    });
+    life(path, |_, _, journal, survivors| async move {
+        assert_eq!(survivors.len(), 1);
+        assert_eq!(files(path), 1);
+        journal.close().await;
+    });
+}
+
+#[test]
+fn a_second_process_is_kept_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let first = open_at(&path);
+    let second = open(&path, Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0 });
+    let error = second.unwrap_err();
+    assert!(matches!(&error, OpenError::Locked { .. }), "{error}");
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    drop(first);
+}
+
+#[test]
+fn nobody_else_can_read_the_spool() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    life(&path, |spool, _, _journal, _| async move {
+        put(&spool, &to, &vec![0; 1_500_000]).await.unwrap();
+    });
+    let mut folders = vec![path];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+                continue;
+            }
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+            files += 1;
+        }
+    }
+    assert!(files >= 4, "lock, segment, body, journal");
+}
+
+#[test]
+fn below_the_floor_of_free_space_nothing_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: u64::MAX / 2 };
+    let mut opened = open(&folder.path().join("spool"), options).unwrap();
+    run_to_end("spool-test", || async move {
+        let spool = opened.shards.remove(0).start();
+        assert!(!spool.has_room(1));
+        let to = envelope(&["a@example.org"]);
+        assert!(matches!(put(&spool, &to, b"x\r\n").await, Err(SpoolError::Full)));
+        spool.close().await;
+        assert!(spool.healthy());
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_closed_spool_takes_nothing_and_an_oversized_record_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut opened = open_at(&folder.path().join("spool"));
+    run_to_end("spool-test", || async move {
+        let spool = opened.shards.remove(0).start();
+        let to = envelope(&["a@example.org"]);
+        let mut many = to.clone();
+        many.recipients = (0..65_000).map(|_| to.recipients[0].clone()).collect();
+        assert!(matches!(put(&spool, &many, b"x\r\n").await, Err(SpoolError::TooLarge)));
+        assert!(put(&spool, &to, b"x\r\n").await.is_ok());
+        spool.close().await;
+        assert!(matches!(put(&spool, &to, b"x\r\n").await, Err(SpoolError::Closed)));
+    })
+    .unwrap();
+}
