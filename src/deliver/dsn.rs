@@ -108,7 +108,8 @@ impl Returned {
         }
         let mut content = trace[..trace.len().min(RETURNED_BYTES_MAX)].to_vec();
         let room = RETURNED_BYTES_MAX - content.len();
-        push_unstuffed(&mut content, &body[..header_len(body).min(room)], no_leading_dots);
+        let body = &body[..body.len().min(room)];
+        push_unstuffed(&mut content, &body[..header_len(body)], no_leading_dots);
         let whole_lines = memchr::memrchr(b'\n', &content).map_or(0, |end| end + 1);
         content.truncate(whole_lines);
         Returned { content, extent: DsnReturn::Headers }

@@ -18,7 +18,7 @@ mod tests;
 use crate::bus::{Job, JobDone, LaneId, LaneState, Outcome, ToScheduler};
 use crate::config::Delivery;
 use crate::rt;
-use crate::spool::{Envelope, Location};
+use crate::spool::{Envelope, Location, SpoolReader, StoredMessage};
 use crate::tls::ClientTls;
 use hashbrown::HashMap;
 use lane::Inbox;
@@ -47,6 +47,29 @@ pub trait Message {
     fn trace(&self) -> &[u8];
     /// Header and body in wire form, without the final dot.
     fn body(&self) -> &[u8];
+}
+
+impl Messages for SpoolReader {
+    type Message = StoredMessage;
+
+    async fn read(&self, location: Location, cold: bool) -> Result<StoredMessage, String> {
+        let read = if cold { self.load(location).await } else { self.message(location) };
+        read.map_err(|error| error.to_string())
+    }
+}
+
+impl Message for StoredMessage {
+    fn envelope(&self) -> &Envelope {
+        StoredMessage::envelope(self)
+    }
+
+    fn trace(&self) -> &[u8] {
+        StoredMessage::trace(self)
+    }
+
+    fn body(&self) -> &[u8] {
+        StoredMessage::body(self)
+    }
 }
 
 /// The outbound side of one shard. Cloning shares it.

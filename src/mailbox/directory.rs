@@ -89,11 +89,16 @@ impl Directory {
     pub fn lookup_path(&self, path: &ForwardPath) -> Lookup {
         match path {
             ForwardPath::Mailbox(address) => self.lookup(address),
-            ForwardPath::Postmaster => match self.local_domains.iter().min() {
-                Some(domain) => self.lookup_local("postmaster", domain),
-                None => Lookup::NotLocal,
-            },
+            ForwardPath::Postmaster => {
+                self.postmaster_address().map_or(Lookup::NotLocal, |address| self.lookup(&address))
+            }
         }
+    }
+
+    /// The address that `<postmaster>` without a domain stands for: in the first local domain by name.
+    pub fn postmaster_address(&self) -> Option<Address> {
+        let domain = self.local_domains.iter().min()?;
+        Address::parse(format!("postmaster@{domain}").as_bytes(), true).ok()
     }
 
     /// What an address means.
@@ -418,6 +423,9 @@ mod tests {
         check(&directory("", "").unwrap(), "postmaster@localhost", "unknown");
         let directory = directory("joe", "").unwrap();
         assert_eq!(directory.lookup_path(&ForwardPath::Postmaster), Lookup::User("joe".into()));
+        let address = directory.postmaster_address().unwrap();
+        assert_eq!(address.as_str(), "postmaster@example.com");
+        assert_eq!(directory.mailbox_of(&address).as_deref(), Some("joe"));
     }
 
     #[test]

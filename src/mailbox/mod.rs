@@ -5,6 +5,7 @@
 
 pub mod aliases;
 pub mod auth;
+pub mod deliver;
 pub mod directory;
 pub mod maildir;
 pub mod users;

@@ -778,5 +778,8 @@ fn plain_response(response: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8_lossy(authentication).into_owned(), password.to_vec()))
 }
 
+mod fuzz;
 #[cfg(test)]
 mod tests;
+
+pub use fuzz::fuzz_session;

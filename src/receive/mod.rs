@@ -1,1 +1,226 @@
-//! (placeholder header, replaced by the owner of this module)
+//! A connection comes in: listeners, the driver of SMTP sessions, the relay policy, limits of sessions.
+//!
+//! What SMTP says is in `smtp::server`; here octets are moved, people are asked (directory, authenticator, spool) and
+//! deadlines are set.
+
+pub mod policy;
+mod session;
+
+use crate::config::{Config, SmtpListener};
+use crate::mailbox::{Authenticator, DirectoryHandle};
+use crate::rt;
+use crate::smtp::Reply;
+use crate::smtp::server::{AuthOffer, SessionConfig};
+use crate::spool::ShardSpool;
+use crate::telemetry::{Counters, Event, EventLog};
+use crate::tls::TlsAcceptor;
+use slab::Slab;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Time that is left to a refused connection to read why.
+const REFUSAL_TIME: Duration = Duration::from_secs(10);
+/// What a stop waits for beyond `limits.stop_timeout`: deadlines are looked at twice a second, and a stuck last reply
+/// is given up after five seconds.
+const STOP_MARGIN: Duration = Duration::from_secs(7);
+
+/// Counts inbound SMTP sessions of all shards together.
+#[derive(Debug)]
+pub struct SessionGate {
+    open: AtomicUsize,
+    max: usize,
+}
+
+impl SessionGate {
+    /// At most `max` sessions at once.
+    pub fn new(max: usize) -> SessionGate {
+        SessionGate { open: AtomicUsize::new(0), max }
+    }
+
+    /// Sessions that are open now.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn enter(self: &Arc<Self>) -> Option<Permit> {
+        let permit = Permit(self.clone());
+        (self.open.fetch_add(1, Ordering::Relaxed) < self.max).then_some(permit)
+    }
+}
+
+/// One open session.
+struct Permit(Arc<SessionGate>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a shard's receiving side is made of.
+pub struct Context {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// This shard's spool.
+    pub spool: Rc<ShardSpool>,
+    /// To the scheduler.
+    pub scheduler: rt::Sender<crate::bus::ToScheduler>,
+    /// Users and aliases.
+    pub directory: DirectoryHandle,
+    /// Checks logins.
+    pub authenticator: Authenticator,
+    /// For STARTTLS, where a certificate is configured.
+    pub tls: Option<TlsAcceptor>,
+    /// All shards' sessions.
+    pub gate: Arc<SessionGate>,
+    /// The event log.
+    pub log: EventLog,
+    /// This shard's counters.
+    pub counters: Arc<Counters>,
+}
+
+/// The receiving side of one shard. Cloning shares it.
+#[derive(Clone)]
+pub struct Receiver(Rc<State>);
+
+struct State {
+    context: Context,
+    listeners: RefCell<Vec<Rc<rt::TcpListener>>>,
+    sessions: RefCell<Slab<OpenSession>>,
+    stopping: Cell<bool>,
+    group: rt::TaskGroup,
+}
+
+/// What a stop needs to know of a session.
+struct OpenSession {
+    deadline: rt::DeadlineHandle,
+    /// Between transactions: it can end at once.
+    idle: Rc<Cell<bool>>,
+}
+
+impl Receiver {
+    /// Nothing is listened to yet.
+    pub fn new(context: Context) -> Receiver {
+        Receiver(Rc::new(State {
+            context,
+            listeners: RefCell::default(),
+            sessions: RefCell::default(),
+            stopping: Cell::new(false),
+            group: rt::TaskGroup::default(),
+        }))
+    }
+
+    /// Accepts connections of this listener until [`Receiver::stop`].
+    pub fn listen(&self, settings: &SmtpListener, listener: rt::TcpListener) {
+        let listener = Rc::new(listener);
+        self.0.listeners.borrow_mut().push(listener.clone());
+        let session_config = Arc::new(self.session_config(settings));
+        let receiver = self.clone();
+        self.0.group.spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, peer)) => receiver.accept(session_config.clone(), stream, peer),
+                    Err(_) if receiver.0.stopping.get() => return,
+                    Err(error) => {
+                        // A shard that no longer accepts while the process looks alive is worse than a restart.
+                        tracing::error!("the listener {} failed: {error}", listener.local_addr());
+                        std::process::exit(71);
+                    }
+                }
+            }
+        });
+    }
+
+    fn session_config(&self, settings: &SmtpListener) -> SessionConfig {
+        let Context { config, tls, .. } = &self.0.context;
+        SessionConfig {
+            hostname: config.hostname.clone(),
+            lmtp: false,
+            message_bytes_max: config.limits.message_bytes_max,
+            recipients_max: config.limits.recipients_max,
+            errors_max: config.limits.errors_max,
+            starttls: tls.is_some(),
+            auth: match settings.auth_without_tls {
+                true => AuthOffer::Always,
+                false if tls.is_some() => AuthOffer::UnderTls,
+                false => AuthOffer::Never,
+            },
+            auth_required: settings.auth_required,
+            dsn: DSN_IS_WHOLE,
+        }
+    }
+
+    fn accept(&self, config: Arc<SessionConfig>, stream: rt::TcpStream, peer: SocketAddr) {
+        let state = &self.0;
+        let Some(permit) = state.context.gate.enter() else {
+            return self.refuse(&config.hostname, stream, peer, Reply::new(421, (4, 3, 2), "too many connections"));
+        };
+        if !state.context.spool.healthy() {
+            return self.refuse(&config.hostname, stream, peer, Reply::new(421, (4, 3, 0), "the spool has failed"));
+        }
+        let idle = Rc::new(Cell::new(true));
+        let deadline = stream.deadline_handle();
+        let key = state.sessions.borrow_mut().insert(OpenSession { deadline, idle: idle.clone() });
+        let receiver = self.clone();
+        state.group.spawn(async move {
+            // Given back also when the session panics.
+            let _registration = Registration { receiver: receiver.clone(), key, _permit: permit };
+            session::serve(&receiver.0, config, stream.into(), peer, idle).await;
+        });
+    }
+
+    /// Tells a connection that cannot be served why, and closes it.
+    fn refuse(&self, hostname: &str, mut stream: rt::TcpStream, peer: SocketAddr, reply: Reply) {
+        let line = format!("{} {} {hostname} {}\r\n", reply.code, "4.3.2", reply.text);
+        self.0.context.log.log(Event::Refused {
+            client: peer.ip(),
+            helo: None,
+            login: None,
+            stage: "connect",
+            reverse_path: None,
+            recipient: None,
+            reply,
+        });
+        self.0.group.spawn(async move {
+            stream.set_deadline(rt::now() + REFUSAL_TIME);
+            // Whoever does not stay to read it is told nothing.
+            let _ = stream.write_all(line.as_bytes()).await;
+        });
+    }
+
+    /// Stops accepting; idle sessions end at once, the others when their transaction has ended, at the latest after
+    /// `limits.stop_timeout`. Returns when all have ended (or a stuck one is given up).
+    pub async fn stop(&self) {
+        let state = &self.0;
+        state.stopping.set(true);
+        state.listeners.borrow().iter().for_each(|listener| listener.stop());
+        let now = rt::now();
+        let patience = state.context.config.limits.stop_timeout;
+        for (_, session) in state.sessions.borrow().iter() {
+            session.deadline.shorten(if session.idle.get() { now } else { now + patience });
+        }
+        if rt::timeout(now + patience + STOP_MARGIN, state.group.all_ended()).await.is_err() {
+            tracing::warn!("{} sessions did not end in time", state.group.running());
+        }
+    }
+}
+
+/// DSN is announced when the scheduler honours NOTIFY= whole (success reports included).
+const DSN_IS_WHOLE: bool = false;
+
+/// Takes a session off the list when it ends, however it ends.
+struct Registration {
+    receiver: Receiver,
+    key: usize,
+    _permit: Permit,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.receiver.0.sessions.borrow_mut().remove(self.key);
+    }
+}

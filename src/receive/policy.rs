@@ -91,7 +91,9 @@ mod tests {
         let ForwardPath::Mailbox(address) = path else { return Lookup::User("joe".into()) };
         match (address.local_part(), address.domain()) {
             ("user", "local.example") => Lookup::User("user".into()),
-            ("list", "local.example") => Lookup::Expands(vec![Address::parse(b"far@elsewhere.example", false).unwrap()]),
+            ("list", "local.example") => {
+                Lookup::Expands(vec![Address::parse(b"far@elsewhere.example", false).unwrap()])
+            }
             (_, "local.example") => Lookup::Unknown,
             _ => Lookup::NotLocal,
         }
@@ -119,7 +121,8 @@ mod tests {
         check(STRANGER, None, "a@relay.example", Ok("a@relay.example"));
         check(STRANGER, None, "a@RELAY.Example", Ok("a@RELAY.Example"));
         check(STRANGER, None, "a@x.sub.example", Ok("a@x.sub.example"));
-        for refused in ["a@sub.example", "a@xsub.example", "a@elsewhere.example", "a@[192.0.2.1]", "a@x.relay.example"] {
+        for refused in ["a@sub.example", "a@xsub.example", "a@elsewhere.example", "a@[192.0.2.1]", "a@x.relay.example"]
+        {
             check(STRANGER, None, refused, Err(550));
         }
     }

@@ -152,6 +152,19 @@ impl MessageReceiver {
         end
     }
 
+    /// Octets of the body that are held in memory.
+    pub fn kept_bytes(&self) -> usize {
+        self.body.len()
+    }
+
+    /// Hands over what was kept so far but for the last octets, which may turn out to be the end of the data; for a
+    /// message that grows too large for memory. The parts, put together, are what [`MessageReceiver::finish`] would
+    /// have given.
+    pub fn take_body(&mut self) -> Vec<u8> {
+        let keep = self.body.split_off(self.body.len().saturating_sub(END_BYTES));
+        std::mem::replace(&mut self.body, keep)
+    }
+
     /// Octets received so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -283,6 +296,25 @@ mod tests {
                     None => break,
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_body_taken_in_parts_is_the_whole_body() {
+        let data = b"line one\r\n..line two\r\n\r\n.\r\nQUIT\r\n";
+        for step in 1..10 {
+            let mut receiver = MessageReceiver::new(1000);
+            let mut parts = Vec::new();
+            for chunk in data.chunks(step) {
+                let ended = receiver.receive(chunk).is_some();
+                if ended {
+                    break;
+                }
+                parts.extend(receiver.take_body());
+            }
+            let Received::Message { body, .. } = receiver.finish() else { panic!("a message") };
+            parts.extend(body);
+            assert_eq!(parts, b"line one\r\n..line two\r\n\r\n", "in steps of {step}");
         }
     }
 

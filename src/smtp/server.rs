@@ -721,5 +721,6 @@ fn decode_text(response: &[u8]) -> Option<String> {
     String::from_utf8(STANDARD.decode(response).ok()?).ok()
 }
 
+pub mod fuzz;
 #[cfg(test)]
 mod tests;

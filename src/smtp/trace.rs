@@ -327,7 +327,7 @@ mod tests {
     /// Every day of 800 years against a calendar that is kept by counting.
     #[test]
     fn every_day_follows_the_day_before() {
-        let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         let (mut year, mut month, mut day) = (1970, 1, 1);
         for days in 0..800 * 366 {
             assert_eq!(civil(days), (year, month, day));

@@ -40,7 +40,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// As [`ClientTls::load`].
-    pub fn with_roots(roots: RootCertStore) -> Result<ClientTls, rustls::Error> {
+    pub(super) fn with_roots(roots: RootCertStore) -> Result<ClientTls, rustls::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = || ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
         let anybody = Arc::new(AcceptAnybody { provider: provider.clone() });

@@ -3,6 +3,8 @@
 mod client;
 mod server;
 mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use client::ClientTls;
 pub use server::{TlsFilesError, acceptor};

@@ -16,6 +16,8 @@ enum Kind {
     Plain(TcpStream),
     Server(Box<server::TlsStream<TcpStream>>),
     Client(Box<client::TlsStream<TcpStream>>),
+    /// Given away.
+    Closed,
 }
 
 impl From<TcpStream> for Stream {
@@ -25,11 +27,17 @@ impl From<TcpStream> for Stream {
 }
 
 impl Stream {
-    fn tcp(&self) -> &TcpStream {
+    /// Takes the stream out, for a handshake that needs to own it; what stays behind is closed.
+    pub fn take(&mut self) -> Stream {
+        Stream(std::mem::replace(&mut self.0, Kind::Closed))
+    }
+
+    fn tcp(&self) -> io::Result<&TcpStream> {
         match &self.0 {
-            Kind::Plain(stream) => stream,
-            Kind::Server(stream) => stream.get_ref().0,
-            Kind::Client(stream) => stream.get_ref().0,
+            Kind::Plain(stream) => Ok(stream),
+            Kind::Server(stream) => Ok(stream.get_ref().0),
+            Kind::Client(stream) => Ok(stream.get_ref().0),
+            Kind::Closed => Err(closed()),
         }
     }
 
@@ -40,6 +48,7 @@ impl Stream {
             Kind::Plain(stream) => stream.read(buffer).await,
             Kind::Server(stream) => stream.read(buffer).await,
             Kind::Client(stream) => stream.read(buffer).await,
+            Kind::Closed => Err(closed()),
         }
     }
 
@@ -55,32 +64,35 @@ impl Stream {
                 stream.write_all(bytes).await?;
                 stream.flush().await
             }
+            Kind::Closed => Err(closed()),
         }
     }
 
     /// See [`TcpStream::set_deadline`].
     pub fn set_deadline(&self, at: Instant) {
-        self.tcp().set_deadline(at);
+        if let Ok(stream) = self.tcp() {
+            stream.set_deadline(at);
+        }
     }
 
     /// See [`TcpStream::deadline_handle`].
-    pub fn deadline_handle(&self) -> DeadlineHandle {
-        self.tcp().deadline_handle()
+    pub fn deadline_handle(&self) -> io::Result<DeadlineHandle> {
+        Ok(self.tcp()?.deadline_handle())
     }
 
     /// The deadline has passed.
     pub fn timed_out(&self) -> bool {
-        self.tcp().timed_out()
+        self.tcp().is_ok_and(TcpStream::timed_out)
     }
 
     /// The far side's address.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp().peer_addr()
+        self.tcp()?.peer_addr()
     }
 
     /// Our address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp().local_addr()
+        self.tcp()?.local_addr()
     }
 
     /// Says goodbye: close_notify under TLS, then the end of our data.
@@ -89,6 +101,7 @@ impl Stream {
             Kind::Plain(stream) => stream.close().await,
             Kind::Server(stream) => stream.close().await,
             Kind::Client(stream) => stream.close().await,
+            Kind::Closed => Ok(()),
         }
     }
 
@@ -97,7 +110,7 @@ impl Stream {
     pub async fn start_tls_server(self, acceptor: &TlsAcceptor) -> io::Result<Stream> {
         match self.0 {
             Kind::Plain(stream) => Ok(Stream(Kind::Server(Box::new(acceptor.accept(stream).await?)))),
-            Kind::Server(_) | Kind::Client(_) => Err(already()),
+            _ => Err(already()),
         }
     }
 
@@ -107,14 +120,14 @@ impl Stream {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a name that TLS can ask for"))?;
         match self.0 {
             Kind::Plain(stream) => Ok(Stream(Kind::Client(Box::new(connector.connect(name, stream).await?)))),
-            Kind::Server(_) | Kind::Client(_) => Err(already()),
+            _ => Err(already()),
         }
     }
 
     /// Version and cipher suite, e.g. `TLSv1.3 TLS13_AES_256_GCM_SHA384`; `None` in plain text.
     pub fn tls_info(&self) -> Option<String> {
         let (version, suite) = match &self.0 {
-            Kind::Plain(_) => return None,
+            Kind::Plain(_) | Kind::Closed => return None,
             Kind::Server(stream) => {
                 let connection = stream.get_ref().1;
                 (connection.protocol_version(), connection.negotiated_cipher_suite())
@@ -131,6 +144,10 @@ impl Stream {
         };
         Some(format!("{version} {:?}", suite?.suite()))
     }
+}
+
+fn closed() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 fn already() -> io::Error {

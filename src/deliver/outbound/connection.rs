@@ -23,7 +23,7 @@ const READ_BYTES: usize = 4096;
 /// written as it is and only the ends are copied.
 const COALESCED_BYTES_MAX: usize = 16 * 1024;
 /// Octets of one write of large content: each has the time limit of a block, and other tasks run in between.
-const BLOCK_BYTES: usize = 256 * 1024;
+const BLOCK_BYTES: usize = 64 * 1024;
 
 /// Why no session could be had: what it means for every recipient, and who said so.
 pub(super) struct NoSession {
@@ -57,6 +57,8 @@ pub(super) struct Connection {
     client: Client,
     remote: Arc<Remote>,
     limits: TimeLimits,
+    /// Progress of the core for which the stream's deadline was set.
+    timed_progress: u64,
     /// Transactions that may still be done.
     transactions_left: usize,
     /// Kept from one message to the next.
@@ -137,6 +139,7 @@ impl Connection {
             client: Client::new(settings),
             remote: Arc::new(Remote { host: host.name.clone(), address, tls: None }),
             limits: TimeLimits { reply: limits.reply_timeout, data_end: limits.data_end_timeout },
+            timed_progress: 0,
             transactions_left: limits.messages_per_connection.max(1),
             scratch: Vec::new(),
             received: vec![0; READ_BYTES].into_boxed_slice(),
@@ -187,6 +190,10 @@ impl Connection {
             }
         };
         self.transactions_left -= 1;
+        if let Some(stream) = &self.stream {
+            // The limit of the last reply must not pass while the lane is idle: it would shut the socket down.
+            stream.set_deadline(rt::now() + self.limits.of(Stage::Idle));
+        }
         let lane_state = match self.client.is_ready() {
             true if self.transactions_left == 0 => LaneState::Closed,
             true => LaneState::Open,
@@ -220,8 +227,12 @@ impl Connection {
                 self.client.handle_lost(Lost::Closed);
                 continue;
             };
-            stream.set_deadline(rt::now() + self.limits.of(self.client.stage()));
-            if !self.client.output().is_empty() {
+            let speaks = !self.client.output().is_empty();
+            if speaks || self.timed_progress != self.client.progress() {
+                self.timed_progress = self.client.progress();
+                stream.set_deadline(rt::now() + self.limits.of(self.client.stage()));
+            }
+            if speaks {
                 // A server that closed may have said why: that is read next, and an end of its data is noticed there.
                 let written = stream.write_all(self.client.output()).await;
                 self.client.output().clear();

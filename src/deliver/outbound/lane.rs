@@ -109,9 +109,7 @@ impl<M: Messages> Drop for Guard<M> {
         let crossed = self.unregister();
         let shared = self.shared.clone();
         rt::spawn(async move {
-            let trouble = Trouble::Unreadable("internal error".to_owned());
-            let reply = trouble.to_reply();
-            let deferral = Deferral { scope: DeferralScope::Recipient, reply };
+            let deferral = Deferral { scope: DeferralScope::Recipient, reply: Trouble::Internal.to_reply() };
             let done = job_done(&job, |_| Outcome::Deferred(deferral.clone()), LaneState::Failed);
             shared.tell(ToScheduler::JobDone(done)).await;
             for job in crossed {

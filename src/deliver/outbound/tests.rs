@@ -6,29 +6,9 @@ use crate::rt::{Receiver, Stream, TaskGroup, TcpListener, run_to_end};
 use crate::smtp::{Address, ReversePath};
 use crate::spool::{BodyType, Notify, Origin, QueueId, Recipient};
 use crate::tls::TlsAcceptor;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use crate::tls::testing::{acceptor, client_tls};
 use std::net::SocketAddr;
 use std::sync::Arc;
-
-/// For mx.b.example, self-signed, 2020 to 2120.
-const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----\n\
-MIIBZjCCAQ2gAwIBAgIBATAKBggqhkjOPQQDAjAXMRUwEwYDVQQDDAxteC5iLmV4\n\
-YW1wbGUwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBcxFTATBgNV\n\
-BAMMDG14LmIuZXhhbXBsZTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABEcBiWRJ\n\
-AtEHVjndLOddywsBXF8wfvYkjVEVq8oEFEUGkK5fROjayIGvqwbQ6h+OdDMD08uU\n\
-icnYWLZK3hN9gt6jSDBGMAwGA1UdEwEB/wQCMAAwFwYDVR0RBBAwDoIMbXguYi5l\n\
-eGFtcGxlMB0GA1UdDgQWBBSlz670kjgA9UVdT/D+IqLZRzHgUDAKBggqhkjOPQQD\n\
-AgNHADBEAiB9znrJWWOv4rHKAEdxEJFMaTv3C8iZJCSQyBx/mbcxWgIgZLWCqJtD\n\
-1OfcPr2SaZGTN+R48q4sQjdrHPMblNw+kKc=\n\
------END CERTIFICATE-----\n\
-";
-const KEY: &[u8] = b"-----BEGIN PRIVATE KEY-----\n\
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgqjfNUuOAfrnSFDeH\n\
-PLLvQQ0TzNLhwCC5XZLDJsOsE0qhRANCAARHAYlkSQLRB1Y53SznXcsLAVxfMH72\n\
-JI1RFavKBBRFBpCuX0To2siBr6sG0OofjnQzA9PLlInJ2Fi2St4TfYLe\n\
------END PRIVATE KEY-----\n\
-";
 
 const TRACE: &[u8] = b"Received: by me\r\n";
 
@@ -192,30 +172,6 @@ fn limits() -> Delivery {
         idle_timeout: Duration::from_secs(60),
         source_addresses: Vec::new(),
     }
-}
-
-fn certificates() -> Vec<CertificateDer<'static>> {
-    vec![CertificateDer::from_pem_slice(CERTIFICATE).unwrap()]
-}
-
-/// Believes in our certificate, if `believing`.
-fn client_tls(believing: bool) -> ClientTls {
-    let mut roots = rustls::RootCertStore::empty();
-    if believing {
-        roots.add_parsable_certificates(certificates());
-    }
-    ClientTls::with_roots(roots).unwrap()
-}
-
-fn acceptor() -> TlsAcceptor {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(certificates(), PrivateKeyDer::from_pem_slice(KEY).unwrap())
-        .unwrap();
-    TlsAcceptor::from(Arc::new(config))
 }
 
 /// A shard's outbound side with its scheduler's ear.

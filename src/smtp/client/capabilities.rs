@@ -21,6 +21,10 @@ pub struct Capabilities {
     pub auth_login: bool,
     /// RFC 2034.
     pub enhanced_status_codes: bool,
+    /// RFC 8689.
+    pub requiretls: bool,
+    /// RFC 6710.
+    pub mt_priority: bool,
     /// RFC 3030; noted, DATA is used all the same.
     pub chunking: bool,
 }
@@ -38,6 +42,8 @@ impl Capabilities {
             b"DSN" => self.dsn = true,
             b"STARTTLS" => self.starttls = true,
             b"ENHANCEDSTATUSCODES" => self.enhanced_status_codes = true,
+            b"REQUIRETLS" => self.requiretls = true,
+            b"MT-PRIORITY" => self.mt_priority = true,
             b"CHUNKING" => self.chunking = true,
             // `AUTH=LOGIN` with an equals sign is what servers said before RFC 2554.
             b"AUTH" => words.for_each(|mechanism| {

@@ -34,7 +34,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The least time limits of RFC 5321 section 4.5.3.2. QUIT and idle are not in it: nothing hangs on them.
+    /// The least time limits of RFC 5321 section 4.5.3.2. QUIT and idle are not in it: nothing hangs on QUIT, and how
+    /// long an idle session is kept is for its owner to say; a day only bounds what the owner forgets.
     pub fn time_limit(self) -> Duration {
         const MINUTE: u64 = 60;
         Duration::from_secs(match self {
@@ -43,7 +44,8 @@ impl Stage {
             Stage::Data => 2 * MINUTE,
             Stage::Body => 3 * MINUTE,
             Stage::EndOfData => 10 * MINUTE,
-            Stage::Quit | Stage::Idle => 5,
+            Stage::Quit => 5,
+            Stage::Idle => 24 * 60 * MINUTE,
         })
     }
 
@@ -105,6 +107,8 @@ pub enum Trouble {
     NoAddress,
     /// The message could not be read from the spool.
     Unreadable(String),
+    /// A mistake of ours ended the session.
+    Internal,
 }
 
 impl Trouble {
@@ -138,6 +142,7 @@ impl Trouble {
             Trouble::ConnectFailed(reason) => (451, (4, 1), format!("cannot connect: {reason}")),
             Trouble::NoAddress => (451, (4, 4), "no address to connect to".to_owned()),
             Trouble::Unreadable(reason) => (451, (3, 0), format!("cannot read the message: {reason}")),
+            Trouble::Internal => (451, (3, 0), "internal error".to_owned()),
         };
         Reply { code, enhanced: Some(EnhancedCode { class: 4, subject, detail }), text }
     }

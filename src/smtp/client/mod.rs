@@ -132,6 +132,8 @@ pub struct Client {
     events: VecDeque<Event>,
     /// Transactions of this session that the server accepted.
     delivered_count: u32,
+    /// See [`Client::progress`].
+    progress: u64,
 }
 
 #[derive(Debug)]
@@ -243,6 +245,7 @@ impl Client {
             output: Vec::new(),
             events: VecDeque::new(),
             delivered_count: 0,
+            progress: 1,
         }
     }
 
@@ -279,6 +282,12 @@ impl Client {
             State::EndOfData { .. } | State::EmptyEndOfData(_) => Stage::EndOfData,
             State::Quit => Stage::Quit,
         }
+    }
+
+    /// Grows whenever something else is waited for; at least 1. A time limit runs from here and not from the last
+    /// octet, or a server could send one octet at a time for ever.
+    pub fn progress(&self) -> u64 {
+        self.progress
     }
 
     /// Octets to send. The driver clears them when they are written, which is before it reads again.
@@ -339,6 +348,7 @@ impl Client {
 
     /// The content and its terminating line are written.
     pub fn handle_body_sent(&mut self) {
+        self.progress += 1;
         self.state = match std::mem::replace(&mut self.state, State::Ended) {
             State::Body(transaction) => State::EndOfData { transaction, position: 0 },
             // The reply came before its time and settled everything.
@@ -351,7 +361,12 @@ impl Client {
         assert!(self.is_ready(), "a transaction needs a ready session");
         assert!(!request.recipients.is_empty(), "a transaction needs a recipient");
         let reset = matches!(self.state, State::ReadyAfterFailure);
-        let recipients = self.script.write(request, &self.capabilities, reset, self.authenticated());
+        let session = script::Session {
+            server: &self.capabilities,
+            authenticated: self.settings.credentials.is_some(),
+            verified: self.encrypted && self.settings.tls == TlsPolicy::Verify,
+        };
+        let recipients = self.script.write(request, &session, reset);
         let transaction = Transaction { recipients, answered: 0, written: 0 };
         if !transaction.recipients.iter().any(|recipient| matches!(recipient, Progress::Waiting)) {
             return self.events.push_back(Event::Done(transaction.into_outcomes()));
@@ -367,11 +382,8 @@ impl Client {
         }
     }
 
-    fn authenticated(&self) -> bool {
-        self.settings.credentials.is_some()
-    }
-
     fn handle_reply(&mut self, code: u16) {
+        self.progress += 1;
         // A command that is not written yet cannot have been answered: the server is out of step, or wants us to
         // take one reply for another.
         if !self.output.is_empty() && code != 421 {

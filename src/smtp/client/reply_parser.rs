@@ -252,6 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn no_split_changes_the_result() {
+        const ALPHABET: [u8; 6] = *b"25- \r\n";
+        let mut text = Vec::new();
+        for length in 0..=7u32 {
+            for number in 0..(ALPHABET.len() as u32).pow(length) {
+                text.clear();
+                text.extend_from_slice(b"250");
+                text.extend((0..length).map(|place| ALPHABET[(number / 6u32.pow(place) % 6) as usize]));
+                assert_eq!(parse(&text, 1), parse(&text, text.len()), "{:?}", String::from_utf8_lossy(&text));
+            }
+        }
+    }
+
+    #[test]
     fn every_bound_holds() {
         let long = [b"250 ".as_slice(), &[b'x'; 9000], b"\r\n250 ok\r\n"].concat();
         for step in [1, 7, 4096, 20_000] {

@@ -19,6 +19,16 @@ pub(super) enum Step {
     Data,
 }
 
+/// What is known of the session that the commands go into.
+#[derive(Clone, Copy)]
+pub(super) struct Session<'a> {
+    pub(super) server: &'a Capabilities,
+    /// We have logged in.
+    pub(super) authenticated: bool,
+    /// Under TLS, and the host has proved its name.
+    pub(super) verified: bool,
+}
+
 /// Commands as text, one behind the other; buffers are kept from one transaction to the next.
 #[derive(Debug, Default)]
 pub(super) struct Script {
@@ -45,20 +55,20 @@ impl Script {
     pub(super) fn write(
         &mut self,
         request: &Request<'_>,
-        server: &Capabilities,
+        session: &Session<'_>,
         reset: bool,
-        authenticated: bool,
     ) -> SmallVec<[Progress; 2]> {
+        let server = session.server;
         self.text.clear();
         self.steps.clear();
         let smtputf8 = uses_smtputf8(request, server);
-        if let Some(reply) = refusal_of_message(request, server, smtputf8) {
+        if let Some(reply) = refusal_of_message(request, session, smtputf8) {
             return request.recipients.iter().map(|_| Progress::Settled(refusal(reply.clone()))).collect();
         }
         if reset {
             self.push(Step::Rset, |text| text.extend_from_slice(b"RSET"));
         }
-        self.push(Step::Mail, |text| push_mail(text, request, server, smtputf8, authenticated));
+        self.push(Step::Mail, |text| push_mail(text, request, session, smtputf8));
         let recipients = request.recipients.iter().enumerate().map(|(position, &index)| {
             let recipient = &request.envelope.recipients[usize::from(index)];
             let Some(address) = address_for(&recipient.forward_path, smtputf8) else {
@@ -80,8 +90,8 @@ impl Script {
 }
 
 /// Why this server cannot take this message at all.
-fn refusal_of_message(request: &Request<'_>, server: &Capabilities, smtputf8: bool) -> Option<Reply> {
-    let envelope = request.envelope;
+fn refusal_of_message(request: &Request<'_>, session: &Session<'_>, smtputf8: bool) -> Option<Reply> {
+    let (envelope, server) = (request.envelope, session.server);
     if let Some(limit) = server.size.filter(|&limit| limit > 0)
         && request.size > limit
     {
@@ -90,6 +100,10 @@ fn refusal_of_message(request: &Request<'_>, server: &Capabilities, smtputf8: bo
     }
     if envelope.body_type == BodyType::BinaryMime {
         return Some(permanent(554, (6, 1), "binary content cannot be sent to this host".to_owned()));
+    }
+    // RFC 8689 section 4.2.1: with a host that is not known to keep it secret the message must not be left.
+    if envelope.requiretls && !(server.requiretls && session.verified) {
+        return Some(permanent(550, (7, 30), "REQUIRETLS is needed and cannot be had from this host".to_owned()));
     }
     let sender_fits = match &envelope.reverse_path {
         ReversePath::Null => true,
@@ -131,8 +145,8 @@ fn address_for(address: &Address, smtputf8: bool) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(format!("{}@{domain}", address.local_part())))
 }
 
-fn push_mail(text: &mut Vec<u8>, request: &Request<'_>, server: &Capabilities, smtputf8: bool, authenticated: bool) {
-    let envelope = request.envelope;
+fn push_mail(text: &mut Vec<u8>, request: &Request<'_>, session: &Session<'_>, smtputf8: bool) {
+    let (envelope, server) = (request.envelope, session.server);
     text.extend_from_slice(b"MAIL FROM:<");
     if let ReversePath::Mailbox(address) = &envelope.reverse_path {
         let address = address_for(address, smtputf8).expect("the message would have been refused");
@@ -150,6 +164,12 @@ fn push_mail(text: &mut Vec<u8>, request: &Request<'_>, server: &Capabilities, s
     if smtputf8 {
         text.extend_from_slice(b" SMTPUTF8");
     }
+    if envelope.requiretls {
+        text.extend_from_slice(b" REQUIRETLS");
+    }
+    if envelope.priority != 0 && server.mt_priority {
+        text.extend_from_slice(format!(" MT-PRIORITY={}", envelope.priority).as_bytes());
+    }
     if server.dsn {
         match envelope.ret {
             Some(DsnReturn::Full) => text.extend_from_slice(b" RET=FULL"),
@@ -162,7 +182,7 @@ fn push_mail(text: &mut Vec<u8>, request: &Request<'_>, server: &Capabilities, s
         }
     }
     // RFC 4954 section 5: we vouch for nobody.
-    if authenticated {
+    if session.authenticated {
         text.extend_from_slice(b" AUTH=<>");
     }
 }

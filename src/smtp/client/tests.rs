@@ -325,13 +325,14 @@ fn parameters_are_said_where_the_server_has_them() {
     envelope.smtputf8 = true;
     envelope.ret = Some(DsnReturn::Headers);
     envelope.envid = Some("a+b".into());
+    envelope.priority = -3;
     envelope.recipients[0].orcpt = Some("rfc822;o=x@c.example".into());
     envelope.recipients[0].notify = Notify { success: true, failure: false, delay: true, explicit: true };
     scene.settings.credentials = login();
     let dialog = "
-        S: 220 hi\n C: EHLO me\n S: 250-x\nS: 250-SIZE 1000\nS: 250-8BITMIME\nS: 250-SMTPUTF8\nS: 250-AUTH PLAIN\nS: 250 DSN
+        S: 220 hi\n C: EHLO me\n S: 250-x\nS: 250-SIZE 1000\nS: 250-8BITMIME\nS: 250-SMTPUTF8\nS: 250-AUTH PLAIN\nS: 250-MT-PRIORITY\nS: 250 DSN
         C: AUTH PLAIN AGpvZQBzZWNyZXQ=\nS: 235 in
-        C: MAIL FROM:<s@a.example> SIZE=100 BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=a+2Bb AUTH=<>\nS: 250 ok
+        C: MAIL FROM:<s@a.example> SIZE=100 BODY=8BITMIME SMTPUTF8 MT-PRIORITY=-3 RET=HDRS ENVID=a+2Bb AUTH=<>\nS: 250 ok
         C: RCPT TO:<r@b.example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;o+3Dx@c.example\nS: 250 ok
         C: DATA\n S: 354 go\n C: (body)\n S: 250 ok\n C: QUIT\n S: 221 bye";
     scene.check(dialog, &["delivered 250 ok", "closed"]);
@@ -376,6 +377,21 @@ fn tls_by_policy() {
     scene.settings.tls = TlsPolicy::Opportunistic;
     scene.check(&format!("{refused}\nS: 221 bye"), &["closed"]);
     scene.check(&format!("{missing}\nS: 221 bye"), &["closed"]);
+}
+
+#[test]
+fn a_message_that_requires_tls_goes_only_to_hosts_that_have_proved_themselves() {
+    let mut scene = scene(&["r@b.example"]);
+    scene.envelopes[0].requiretls = true;
+    let hello = "S: 220 hi\nC: EHLO me\nS: 250-x\nS: 250-STARTTLS\nS: 250 REQUIRETLS\n";
+    let secured = format!("{hello}C: STARTTLS\nS: 220 go\nC: EHLO me\nS: 250-x\nS: 250 REQUIRETLS\n");
+    let refused = ["bounced 550 5.7.30 REQUIRETLS is needed and cannot be had from this host", "closed"];
+    scene.check(&format!("{hello}C: QUIT\nS: 221 bye"), &refused);
+    scene.settings.tls = TlsPolicy::Encrypt;
+    scene.check(&format!("{secured}C: QUIT\nS: 221 bye"), &refused);
+    scene.settings.tls = TlsPolicy::Verify;
+    let accepted = format!("{secured}C: MAIL FROM:<s@a.example> REQUIRETLS\nS: 550 no\nC: QUIT\nS: 221 bye");
+    scene.check(&accepted, &["bounced 550 no", "closed"]);
 }
 
 #[test]

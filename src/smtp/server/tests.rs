@@ -1,13 +1,13 @@
 //! Sessions as scripts: `C:` lines go in, `S:` lines must come out, in every split of the input.
 
+use super::fuzz::{MESSAGE_BYTES_MAX, fuzz_session};
 use super::*;
-use crate::smtp::data::{MessageReceiver, Received};
 
 fn config() -> SessionConfig {
     SessionConfig {
         hostname: "mx.example".into(),
         lmtp: false,
-        message_bytes_max: 1000,
+        message_bytes_max: MESSAGE_BYTES_MAX,
         recipients_max: 3,
         errors_max: 20,
         starttls: false,
@@ -17,66 +17,8 @@ fn config() -> SessionConfig {
     }
 }
 
-/// A driver in memory: `good@` recipients exist, the login is joe/secret, every message is stored as `ID`.
 fn run(config: SessionConfig, chunks: &[&[u8]]) -> String {
-    let mut session = Session::new(Arc::new(config), false);
-    let mut out = Vec::new();
-    let mut buffer = Vec::new();
-    let mut receiver: Option<MessageReceiver> = None;
-    for chunk in chunks {
-        buffer.extend_from_slice(chunk);
-        loop {
-            if let Some(message) = &mut receiver {
-                match message.receive(&buffer) {
-                    Some(end) => drop(buffer.drain(..end)),
-                    None => {
-                        buffer.clear();
-                        break;
-                    }
-                }
-                session.message_result(match receiver.take().unwrap().finish() {
-                    Received::Message { .. } => Ok("ID"),
-                    Received::TooLarge => Err(Reply::new(552, (5, 3, 4), "too large")),
-                    Received::Bare(_) => Err(Reply::new(550, (5, 6, 11), "bare")),
-                });
-            }
-            let taken = session.handle_input(&buffer);
-            buffer.drain(..taken);
-            let Some(event) = session.take_event() else { break };
-            match event {
-                Event::Mail { .. } => session.mail_result(Ok(())),
-                Event::Rcpt => {
-                    let super::super::ForwardPath::Mailbox(address) = session.rcpt().unwrap().forward_path.clone()
-                    else {
-                        session.rcpt_result(Err(Reply::new(550, (5, 1, 1), "no")));
-                        continue;
-                    };
-                    let good = address.local_part() == "good";
-                    session.rcpt_result(if good {
-                        Ok(SmallVec::from_iter([address]))
-                    } else {
-                        Err(Reply::new(550, (5, 1, 1), "no"))
-                    });
-                }
-                Event::Authenticate { username, password } => {
-                    let right = (username.as_str(), password.as_str()) == ("joe", "secret");
-                    session.auth_result(if right { Ok("joe".into()) } else { Err(Reply::new(535, (5, 7, 8), "no")) });
-                }
-                Event::Data => receiver = Some(MessageReceiver::new(1000)),
-                Event::StartTls => {
-                    out.extend_from_slice(session.output());
-                    buffer.clear();
-                    session.tls_started();
-                }
-            }
-        }
-        out.extend_from_slice(session.output());
-        session.clear_output();
-        if session.is_closed() {
-            break;
-        }
-    }
-    String::from_utf8(out).unwrap()
+    String::from_utf8(fuzz::run(config, chunks)).unwrap()
 }
 
 /// Codes of all replies behind the greeting (last lines only), in the whole and in every split in two and octet-wise.
@@ -403,5 +345,33 @@ fn every_short_session_follows_the_model() {
         let last_lines = whole.lines().skip(1).filter(|line| line.as_bytes()[3] == b' ');
         let codes: String = last_lines.flat_map(|line| [" ", &line[..3]]).collect();
         assert_eq!(codes, expected, "{input}");
+    }
+}
+
+/// Every sequence of up to 4 of these pieces, whole commands and torn ones, split at varying places.
+#[test]
+fn the_fuzz_body_holds_over_pieces_of_sessions() {
+    const PIECES: [&str; 14] = [
+        "EHLO c\r\n",
+        "MAIL FROM:<a@b>\r\n",
+        "RCPT TO:<good@c>\r\n",
+        "DATA\r\n",
+        ".\r\n",
+        "AUTH LOGIN\r\n",
+        "AUTH PLAIN\r\n",
+        "am9l\r\n",
+        "*\r\n",
+        "RSET",
+        "\r",
+        "\n",
+        "\0\r\n",
+        "QUIT\r\n",
+    ];
+    for length in 0..=4 {
+        for number in 0..14_usize.pow(length) {
+            let pieces: String = (0..length).map(|place| PIECES[number / 14_usize.pow(place) % 14]).collect();
+            let at = (number % (pieces.len() + 1)) as u8;
+            fuzz_session(&[&[at][..], b"EHLO c\r\n", pieces.as_bytes()].concat());
+        }
     }
 }

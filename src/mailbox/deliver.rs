@@ -1,0 +1,439 @@
+//! Local delivery: jobs of the scheduler become files in mailboxes, several jobs in one turn of a helper thread, so that
+//! they share folder syncs.
+//!
+//! [`deliver_jobs`] does the work and blocks; [`Deliverer`] hands it to helper threads, a bounded number of turns at a
+//! time. `Outcome::Delivered` is answered only after the message is durable in its mailbox.
+
+use super::directory::{Directory, DirectoryHandle};
+use super::maildir::{Maildir, NewMessage, deliver_batch, unique_name};
+use crate::bus::{Deferral, DeferralScope, Job, JobDone, LaneState, Outcome, RecipientIndex, ToScheduler};
+use crate::rt::{self, HelperError, HelperPool, Sender, TaskGroup};
+use crate::smtp::{EnhancedCode, Reply, ReversePath};
+use crate::spool::{Envelope, Location, SpoolReader, StoredMessage};
+use rustix::io::Errno;
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Jobs in one turn of a helper thread.
+const TURN_JOBS_MAX: usize = 32;
+/// Turns at once: while one waits for the disk the next is filled.
+const TURNS_MAX: usize = 4;
+/// Pause when the helper pool takes nothing more.
+const POOL_FULL_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where messages are read from: the spool, or a test.
+pub trait MessageReader: Clone + Send + 'static {
+    /// A message as it is stored.
+    type Message: StoredContent;
+    /// Reads a message; the error text is for the log.
+    fn message(&self, location: Location) -> Result<Self::Message, String>;
+}
+
+/// A message in the spool: envelope, trace and body in wire form.
+pub trait StoredContent {
+    /// Its envelope.
+    fn envelope(&self) -> &Envelope;
+    /// Trace header fields, CRLF line ends.
+    fn trace(&self) -> &[u8];
+    /// Header and body as in DATA, without the end.
+    fn body(&self) -> &[u8];
+    /// No line of the body begins with a dot.
+    fn no_leading_dots(&self) -> bool;
+    /// Arrival, milliseconds since the UNIX epoch.
+    fn arrival_ms(&self) -> u64;
+}
+
+impl MessageReader for SpoolReader {
+    type Message = StoredMessage;
+    fn message(&self, location: Location) -> Result<StoredMessage, String> {
+        SpoolReader::message(self, location).map_err(|error| error.to_string())
+    }
+}
+
+impl StoredContent for StoredMessage {
+    fn envelope(&self) -> &Envelope {
+        StoredMessage::envelope(self)
+    }
+    fn trace(&self) -> &[u8] {
+        StoredMessage::trace(self)
+    }
+    fn body(&self) -> &[u8] {
+        StoredMessage::body(self)
+    }
+    fn no_leading_dots(&self) -> bool {
+        StoredMessage::no_leading_dots(self)
+    }
+    fn arrival_ms(&self) -> u64 {
+        StoredMessage::arrival_ms(self)
+    }
+}
+
+/// What became of a job's recipients, in the job's order.
+pub type Outcomes = SmallVec<[(RecipientIndex, Outcome); 2]>;
+
+/// Where mailboxes are, and our name for their files.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Folder of the Maildirs.
+    pub mail_dir: PathBuf,
+    /// Last part of file names.
+    pub hostname: String,
+}
+
+/// One recipient of a job, ready to be written, or already decided.
+struct Prepared {
+    recipient: RecipientIndex,
+    state: Result<Target, Outcome>,
+}
+
+struct Target {
+    user: Arc<str>,
+    maildir: Maildir,
+    unique_name: String,
+    prefix: Vec<u8>,
+}
+
+/// Delivers jobs; the answers are in the same order. Blocks: for helper threads.
+pub fn deliver_jobs<R: MessageReader>(reader: &R, directory: &Directory, place: &Place, jobs: &[Job]) -> Vec<Outcomes> {
+    let messages: Vec<Option<R::Message>> = jobs
+        .iter()
+        .map(|job| {
+            let read = reader.message(job.location);
+            read.inspect_err(|error| tracing::error!("{}: cannot be read for local delivery: {error}", job.queue_id))
+                .ok()
+        })
+        .collect();
+    let prepared: Vec<Vec<Prepared>> =
+        jobs.iter().zip(&messages).map(|(job, message)| prepare(job, message.as_ref(), directory, place)).collect();
+    let mut new_messages = Vec::new();
+    for (message, recipients) in messages.iter().zip(&prepared) {
+        let Some(message) = message else { continue };
+        for target in recipients.iter().filter_map(|recipient| recipient.state.as_ref().ok()) {
+            new_messages.push(NewMessage {
+                maildir: &target.maildir,
+                unique_name: &target.unique_name,
+                prefix: &target.prefix,
+                trace: message.trace(),
+                body: message.body(),
+                no_leading_dots: message.no_leading_dots(),
+            });
+        }
+    }
+    let mut written = deliver_batch(&new_messages).into_iter();
+    let mut outcome = |job: &Job, prepared: &Prepared| match &prepared.state {
+        Err(decided) => (prepared.recipient, decided.clone()),
+        Ok(target) => {
+            let result = written.next().expect("one result for each message");
+            (prepared.recipient, outcome_of(result, job, &target.user))
+        }
+    };
+    jobs.iter()
+        .zip(&prepared)
+        .map(|(job, recipients)| recipients.iter().map(|recipient| outcome(job, recipient)).collect())
+        .collect()
+}
+
+fn prepare(job: &Job, message: Option<&impl StoredContent>, directory: &Directory, place: &Place) -> Vec<Prepared> {
+    let state = |recipient: RecipientIndex| {
+        let unreadable = || deferred(reply(451, (4, 3, 0), "the message cannot be read from the spool"));
+        let message = message.ok_or_else(unreadable)?;
+        let envelope = message.envelope();
+        let address = &envelope.recipients.get(usize::from(recipient)).ok_or_else(unreadable)?.forward_path;
+        let no_user = || Outcome::Bounced(reply(550, (5, 1, 1), "no such user here"));
+        let user = directory.mailbox_of(address).ok_or_else(no_user)?;
+        let return_path = match &envelope.reverse_path {
+            ReversePath::Null => "",
+            ReversePath::Mailbox(address) => address.as_str(),
+        };
+        let queue_id = job.queue_id.to_string();
+        Ok(Target {
+            maildir: Maildir::of_user(&place.mail_dir, &user),
+            user,
+            unique_name: unique_name(message.arrival_ms(), &queue_id, recipient, &place.hostname),
+            prefix: format!("Return-Path: <{return_path}>\r\nDelivered-To: {address}\r\n").into_bytes(),
+        })
+    };
+    job.recipients.iter().map(|&recipient| Prepared { recipient, state: state(recipient) }).collect()
+}
+
+/// The one place where a mailbox error becomes a reply: bland for the sender, exact in our log.
+fn outcome_of(result: io::Result<()>, job: &Job, user: &str) -> Outcome {
+    let Err(error) = result else {
+        return Outcome::Delivered(reply(250, (2, 0, 0), "delivered to the mailbox"));
+    };
+    tracing::error!("{}: delivery into the mailbox of {user} failed: {error}", job.queue_id);
+    deferred(match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::DQUOT) => reply(452, (4, 2, 2), "the mailbox is full"),
+        Some(Errno::NOSPC) => reply(452, (4, 3, 1), "the mail system has no room"),
+        _ => reply(451, (4, 3, 0), "the mailbox cannot be written"),
+    })
+}
+
+fn deferred(reply: Reply) -> Outcome {
+    Outcome::Deferred(Deferral { scope: DeferralScope::Recipient, reply })
+}
+
+fn reply(code: u16, (class, subject, detail): (u8, u16, u16), text: &str) -> Reply {
+    Reply { code, enhanced: Some(EnhancedCode { class, subject, detail }), text: text.into() }
+}
+
+/// Takes jobs on the POP3 shard's executor and answers the scheduler. Jobs that wait here are bounded by the lanes that
+/// the scheduler opens: one job for each.
+pub struct Deliverer<R> {
+    reader: R,
+    directory: DirectoryHandle,
+    place: Arc<Place>,
+    pool: HelperPool,
+    to_scheduler: Sender<ToScheduler>,
+    waiting: RefCell<VecDeque<(Job, Instant)>>,
+    turns: Cell<usize>,
+    tasks: TaskGroup,
+}
+
+impl<R: MessageReader> Deliverer<R> {
+    /// `pool` writes the files.
+    pub fn new(
+        reader: R,
+        directory: DirectoryHandle,
+        place: Place,
+        pool: HelperPool,
+        to_scheduler: Sender<ToScheduler>,
+    ) -> Rc<Deliverer<R>> {
+        Rc::new(Deliverer {
+            reader,
+            directory,
+            place: Arc::new(place),
+            pool,
+            to_scheduler,
+            waiting: RefCell::default(),
+            turns: Cell::new(0),
+            tasks: TaskGroup::default(),
+        })
+    }
+
+    /// Takes a job; its answer is a `ToScheduler::JobDone`.
+    pub fn deliver(self: &Rc<Self>, job: Job) {
+        self.waiting.borrow_mut().push_back((job, rt::now()));
+        if self.turns.get() < TURNS_MAX {
+            self.turns.set(self.turns.get() + 1);
+            self.tasks.spawn(self.clone().take_turns());
+        }
+    }
+
+    /// Waits until every job is answered.
+    pub async fn all_done(&self) {
+        self.tasks.all_ended().await;
+    }
+
+    async fn take_turns(self: Rc<Self>) {
+        // Jobs that came in the same turn of the executor go together.
+        rt::yield_now().await;
+        loop {
+            let turn: Vec<(Job, Instant)> = {
+                let mut waiting = self.waiting.borrow_mut();
+                let count = waiting.len().min(TURN_JOBS_MAX);
+                waiting.drain(..count).collect()
+            };
+            if turn.is_empty() {
+                break;
+            }
+            self.take_turn(turn).await;
+        }
+        self.turns.set(self.turns.get() - 1);
+    }
+
+    async fn take_turn(&self, turn: Vec<(Job, Instant)>) {
+        let (jobs, started): (Vec<Job>, Vec<Instant>) = turn.into_iter().unzip();
+        let jobs = Arc::new(jobs);
+        let directory = self.directory.current().await;
+        let outcomes = loop {
+            let work = {
+                let (jobs, reader, directory, place) =
+                    (jobs.clone(), self.reader.clone(), directory.clone(), self.place.clone());
+                move || deliver_jobs(&reader, &directory, &place, &jobs)
+            };
+            match self.pool.run(work).await {
+                Ok(outcomes) => break outcomes,
+                Err(HelperError::Full) => rt::sleep(POOL_FULL_PAUSE).await,
+                Err(HelperError::Panicked) => break jobs.iter().map(broken).collect(),
+            }
+        };
+        let now = rt::now();
+        for ((job, outcomes), started) in jobs.iter().zip(outcomes).zip(started) {
+            let done = JobDone {
+                lane: job.lane,
+                queue_id: job.queue_id,
+                outcomes,
+                lane_state: LaneState::Open,
+                remote: None,
+                elapsed_us: u32::try_from((now - started).as_micros()).unwrap_or(u32::MAX),
+            };
+            // A scheduler that is gone has written down that these are to be tried again.
+            let _ = self.to_scheduler.send(ToScheduler::JobDone(done)).await;
+        }
+    }
+}
+
+/// What a fault of ours in the middle of a turn amounts to: a repeat finds what was delivered already.
+fn broken(job: &Job) -> Outcomes {
+    let outcome = deferred(reply(451, (4, 3, 0), "internal error in local delivery"));
+    job.recipients.iter().map(|&recipient| (recipient, outcome.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::LaneId;
+    use crate::config::Mailboxes;
+    use crate::smtp::Address;
+    use crate::spool::{BodyType, Notify, Origin, QueueId, Recipient};
+    use std::io::Read;
+    use std::path::Path;
+
+    const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$NZB9FztXR51h7sDg8bqmxfJoIYMQDWdvlDFx3n4DKLk";
+
+    struct OneMessage(Envelope);
+
+    impl StoredContent for OneMessage {
+        fn envelope(&self) -> &Envelope {
+            &self.0
+        }
+        fn trace(&self) -> &[u8] {
+            b"Received: here\r\n"
+        }
+        fn body(&self) -> &[u8] {
+            b"Subject: s\r\n\r\n..x\r\n"
+        }
+        fn no_leading_dots(&self) -> bool {
+            false
+        }
+        fn arrival_ms(&self) -> u64 {
+            1_700_000_000_000
+        }
+    }
+
+    /// Location 0 is not readable, every other holds the message for joe, ann+x, nobody.
+    #[derive(Clone)]
+    struct Reader;
+
+    impl MessageReader for Reader {
+        type Message = OneMessage;
+        fn message(&self, location: Location) -> Result<OneMessage, String> {
+            let address = |text: &str| Address::parse(text.as_bytes(), true).unwrap();
+            let recipient = |text| Recipient { forward_path: address(text), orcpt: None, notify: Notify::default() };
+            if location.0 == 0 {
+                return Err("damaged".into());
+            }
+            Ok(OneMessage(Envelope {
+                reverse_path: ReversePath::Mailbox(address("sender@example.org")),
+                recipients: ["joe@localhost", "ann+x@localhost", "nobody@localhost"].map(recipient).into(),
+                body_type: BodyType::SevenBit,
+                smtputf8: false,
+                requiretls: false,
+                ret: None,
+                envid: None,
+                priority: 0,
+                origin: Origin::Internal,
+            }))
+        }
+    }
+
+    fn mailboxes(folder: &Path) -> Mailboxes {
+        let mailboxes = Mailboxes {
+            local_domains: vec!["localhost".into()],
+            users_file: folder.join("users"),
+            aliases_file: folder.join("aliases"),
+            mail_dir: folder.join("mail"),
+        };
+        std::fs::write(&mailboxes.users_file, format!("joe:{HASH}\nann:{HASH}\n")).unwrap();
+        mailboxes
+    }
+
+    fn job(location: u64, recipients: &[RecipientIndex]) -> Job {
+        Job {
+            lane: LaneId(location),
+            open: None,
+            queue_id: QueueId(77),
+            location: Location(location),
+            recipients: recipients.into(),
+            attempts: 0,
+        }
+    }
+
+    fn codes(outcomes: &Outcomes) -> Vec<(RecipientIndex, u16)> {
+        let code = |outcome: &Outcome| match outcome {
+            Outcome::Delivered(reply) | Outcome::Bounced(reply) => reply.code,
+            Outcome::Deferred(deferral) => deferral.reply.code,
+            Outcome::NotTried => 0,
+        };
+        outcomes.iter().map(|(recipient, outcome)| (*recipient, code(outcome))).collect()
+    }
+
+    #[test]
+    fn each_recipient_has_its_own_outcome_and_a_repeat_adds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mailboxes = mailboxes(folder.path());
+        let directory = Directory::load(&mailboxes).unwrap();
+        let place = Place { mail_dir: mailboxes.mail_dir.clone(), hostname: "mx".into() };
+        let jobs = [job(0, &[0, 1]), job(1, &[2, 0, 1, 9])];
+        for _ in 0..2 {
+            let outcomes = deliver_jobs(&Reader, &directory, &place, &jobs);
+            assert_eq!(codes(&outcomes[0]), [(0, 451), (1, 451)]);
+            assert_eq!(codes(&outcomes[1]), [(2, 550), (0, 250), (1, 250), (9, 451)]);
+        }
+        for (user, address) in [("joe", "joe@localhost"), ("ann", "ann+x@localhost")] {
+            let maildir = Maildir::of_user(&mailboxes.mail_dir, user);
+            let entries = maildir.list().unwrap();
+            assert_eq!(entries.len(), 1);
+            let mut content = String::new();
+            maildir.open(&entries[0]).unwrap().read_to_string(&mut content).unwrap();
+            let head = format!("Return-Path: <sender@example.org>\nDelivered-To: {address}\nReceived: here\n");
+            assert_eq!(content, format!("{head}Subject: s\n\n.x\n"));
+        }
+    }
+
+    #[test]
+    fn a_full_or_broken_mailbox_defers() {
+        let code = |errno: Errno| {
+            let outcome = outcome_of(Err(errno.into()), &job(1, &[0]), "joe");
+            codes(&SmallVec::from_iter([(0, outcome)]))[0].1
+        };
+        assert_eq!([code(Errno::NOSPC), code(Errno::DQUOT), code(Errno::ACCESS)], [452, 452, 451]);
+    }
+
+    #[test]
+    fn every_job_is_answered_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mailboxes = mailboxes(folder.path());
+        rt::run_to_end("test", move || async move {
+            let pool = HelperPool::new("write", 2, 1).unwrap();
+            let directory = DirectoryHandle::open(&mailboxes, HelperPool::new("check", 1, 4).unwrap()).unwrap();
+            let (to_scheduler, mut answers) = rt::channel(8);
+            let place = Place { mail_dir: mailboxes.mail_dir.clone(), hostname: "mx".into() };
+            let deliverer = Deliverer::new(Reader, directory, place, pool, to_scheduler);
+            for location in 1..=200 {
+                let mut job = job(location, &[0]);
+                job.queue_id = QueueId(location);
+                deliverer.deliver(job);
+            }
+            let mut lanes: Vec<u64> = Vec::new();
+            while lanes.len() < 200 {
+                let Some(ToScheduler::JobDone(done)) = answers.recv().await else { panic!("an answer is missing") };
+                assert_eq!(codes(&done.outcomes), [(0, 250)]);
+                lanes.push(done.lane.0);
+            }
+            deliverer.all_done().await;
+            assert!(answers.try_recv().is_none());
+            lanes.sort_unstable();
+            assert_eq!(lanes, (1..=200).collect::<Vec<_>>());
+            assert_eq!(Maildir::of_user(&mailboxes.mail_dir, "joe").list().unwrap().len(), 200);
+        })
+        .unwrap();
+    }
+}

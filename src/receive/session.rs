@@ -1,0 +1,440 @@
+//! The driver of one inbound SMTP session: reads, feeds the core, answers its events, writes, sets deadlines.
+
+use super::{Context, State, policy};
+use crate::bus::ToScheduler;
+use crate::mailbox::{AuthResult, Lookup};
+use crate::rt::{self, Stream};
+use crate::smtp::data::{self, BareLineEnd, MessageReceiver, Received};
+use crate::smtp::server::{Event, Session, SessionConfig};
+use crate::smtp::trace::{self, ReceivedField};
+use crate::smtp::{Address, Reply};
+use crate::spool::{Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError};
+use crate::telemetry;
+use smallvec::SmallVec;
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Octets that one read can take between messages; a session at rest costs this.
+const BUFFER_BYTES: usize = 8 << 10;
+/// Octets that one read can take once a message has outgrown the buffer.
+const LARGE_READ_BYTES: usize = 64 << 10;
+/// A message that has not ended by then is given up, however steadily it trickles.
+const MESSAGE_TIME_MAX: Duration = Duration::from_secs(3600);
+/// A TLS handshake has to be done by then.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(60);
+/// Body octets to gather before they are written to a large message's file.
+const LARGE_CHUNK_BYTES: usize = 256 << 10;
+
+/// Why a session ended without QUIT.
+enum Lost {
+    /// The connection broke or was closed.
+    Connection(io::Error),
+    /// The peer took too long, or the process stops.
+    TimedOut,
+    /// TLS could not be agreed on.
+    Handshake(io::Error),
+}
+
+impl From<io::Error> for Lost {
+    fn from(error: io::Error) -> Lost {
+        if error.kind() == io::ErrorKind::TimedOut { Lost::TimedOut } else { Lost::Connection(error) }
+    }
+}
+
+struct Driver<'a> {
+    state: &'a State,
+    config: Arc<SessionConfig>,
+    session: Session,
+    stream: Stream,
+    peer: SocketAddr,
+    idle: Rc<Cell<bool>>,
+    buffer: Vec<u8>,
+    /// `buffer[start..end]` was read and not consumed; `start <= end <= buffer.len()`.
+    start: usize,
+    end: usize,
+}
+
+/// Serves one session to its end.
+pub(super) async fn serve(
+    state: &State,
+    config: Arc<SessionConfig>,
+    stream: Stream,
+    peer: SocketAddr,
+    idle: Rc<Cell<bool>>,
+) {
+    let session = Session::new(config.clone(), false);
+    let buffer = vec![0; BUFFER_BYTES];
+    let mut driver = Driver { state, config, session, stream, peer, idle, buffer, start: 0, end: 0 };
+    let Err(lost) = driver.run().await else { return };
+    let in_transaction = driver.session.in_transaction();
+    let reason = match lost {
+        Lost::TimedOut if state.stopping.get() => {
+            driver.say_goodbye("4.3.2", "shutting down").await;
+            "the process stops".to_owned()
+        }
+        Lost::TimedOut => {
+            driver.say_goodbye("4.4.2", "timed out").await;
+            "timed out".to_owned()
+        }
+        Lost::Connection(error) => error.to_string(),
+        Lost::Handshake(error) => format!("TLS handshake: {error}"),
+    };
+    if in_transaction {
+        state.context.log.log(telemetry::Event::SessionLost {
+            client: peer.ip(),
+            protocol: "smtp",
+            stage: "transaction",
+            reason,
+        });
+    }
+}
+
+impl Driver<'_> {
+    fn context(&self) -> &Context {
+        &self.state.context
+    }
+
+    /// Until QUIT, or another end that was said in a reply.
+    async fn run(&mut self) -> Result<(), Lost> {
+        loop {
+            self.start += self.session.handle_input(&self.buffer[self.start..self.end]);
+            if let Some(event) = self.session.take_event() {
+                self.handle(event).await?;
+                continue;
+            }
+            self.flush().await?;
+            if self.session.is_closed() {
+                return Ok(());
+            }
+            self.read_command().await?;
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Lost> {
+        if !self.session.output().is_empty() {
+            self.stream.write_all(self.session.output()).await?;
+            self.session.clear_output();
+        }
+        Ok(())
+    }
+
+    /// Reads more of the next command line. The deadline holds for the whole line, not for each octet of it.
+    async fn read_command(&mut self) -> Result<(), Lost> {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+            let idle = !self.session.in_transaction();
+            if self.state.stopping.get() && idle {
+                return Err(Lost::TimedOut);
+            }
+            self.idle.set(idle);
+            self.stream.set_deadline(rt::now() + self.context().config.limits.command_timeout);
+        } else if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.end == self.buffer.len() {
+            // Bounded: the core throws away a line that is longer than it takes.
+            self.buffer.resize(self.buffer.len() * 2, 0);
+        }
+        self.read().await?;
+        self.idle.set(false);
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<(), Lost> {
+        match self.stream.read(&mut self.buffer[self.end..]).await? {
+            0 => {
+                Err(Lost::Connection(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection")))
+            }
+            read => {
+                self.end += read;
+                Ok(())
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<(), Lost> {
+        match event {
+            Event::Mail { size } => {
+                let result = self.may_begin(size);
+                self.note_refusal("mail", None, &result);
+                self.session.mail_result(result);
+            }
+            Event::Rcpt => {
+                let result = self.decide_rcpt().await;
+                let recipient = self.session.rcpt().map(|rcpt| rcpt.forward_path.to_string());
+                self.note_refusal("rcpt", recipient, &result);
+                self.session.rcpt_result(result);
+            }
+            Event::Authenticate { username, password } => {
+                // Replies to what came before must not wait for the hashing.
+                self.flush().await?;
+                let result = self.authenticate(&username, &password).await;
+                self.session.auth_result(result);
+            }
+            Event::Data => {
+                let result = self.receive_message().await?;
+                self.note_refusal("data", None, &result);
+                self.session.message_result(result.as_ref().map(String::as_str).map_err(Reply::clone));
+            }
+            Event::StartTls => self.start_tls().await?,
+        }
+        Ok(())
+    }
+
+    fn may_begin(&self, size: Option<u64>) -> Result<(), Reply> {
+        let spool = &self.context().spool;
+        match () {
+            () if self.state.stopping.get() => Err(Reply::new(421, (4, 3, 2), "shutting down")),
+            () if !spool.healthy() => Err(spool_reply(&SpoolError::Failed)),
+            () if !spool.has_room(size.unwrap_or(0)) => Err(spool_reply(&SpoolError::Full)),
+            () => Ok(()),
+        }
+    }
+
+    async fn decide_rcpt(&self) -> Result<SmallVec<[Address; 1]>, Reply> {
+        let path = &self.session.rcpt().expect("Event::Rcpt comes with its RCPT").forward_path;
+        let Context { config, directory, .. } = self.context();
+        let mut lookup = directory.snapshot().lookup_path(path);
+        if lookup == Lookup::Unknown {
+            // Perhaps a user that was added a moment ago.
+            lookup = directory.current().await.lookup_path(path);
+        }
+        let client = policy::Client { address: self.peer.ip(), login: self.session.login().map(|login| &**login) };
+        // `postmaster` without a domain: the directory looks it up in the first of our domains, in order.
+        let domain = config.mailboxes.local_domains.iter().min().map_or("", String::as_str);
+        policy::decide(&config.relay, domain, lookup, client, path)
+    }
+
+    async fn authenticate(&self, username: &str, password: &str) -> Result<Arc<str>, Reply> {
+        match self.context().authenticator.verify(username, password.as_bytes()).await {
+            AuthResult::Accepted(user) => Ok(user),
+            AuthResult::Rejected => {
+                let client = self.peer.ip();
+                let login = username.to_owned();
+                self.context().log.log(telemetry::Event::AuthFailed { client, protocol: "smtp", login });
+                Err(Reply::new(535, (5, 7, 8), "user name or password is wrong"))
+            }
+            AuthResult::Busy => Err(Reply::new(454, (4, 7, 0), "too many logins at once, try again later")),
+        }
+    }
+
+    async fn start_tls(&mut self) -> Result<(), Lost> {
+        let acceptor = self.context().tls.clone().expect("STARTTLS is offered only with a certificate");
+        self.flush().await?;
+        // Whatever came in plain text behind the command was not said by the peer that TLS will prove.
+        self.start = 0;
+        self.end = 0;
+        self.stream.set_deadline(rt::now() + HANDSHAKE_TIME);
+        let handshake = self.stream.take().start_tls_server(&acceptor).await;
+        self.stream = handshake.map_err(Lost::Handshake)?;
+        self.session.tls_started();
+        Ok(())
+    }
+
+    /// Receives, judges and stores one message: its queue ID, or why it was refused.
+    async fn receive_message(&mut self) -> Result<Result<String, Reply>, Lost> {
+        self.flush().await?;
+        let arrival_ms = rt::unix_ms();
+        let (received, large) = self.receive_octets().await?;
+        let (body, no_leading_dots) = match received {
+            Received::Message { body, no_leading_dots } => (body, no_leading_dots),
+            Received::TooLarge => return Ok(Err(Reply::new(552, (5, 3, 4), "the message is larger than SIZE"))),
+            Received::Bare(bare) => return Ok(Err(bare_reply(bare))),
+        };
+        let hops_max = self.context().config.limits.hops_max;
+        let hops = large.as_ref().map_or_else(|| data::hops(&body, hops_max + 1), |large| large.hops);
+        if hops > hops_max {
+            return Ok(Err(Reply::new(554, (5, 4, 6), "too many hops: the message is looping")));
+        }
+        let body = match large {
+            None => DraftBody::Memory(body),
+            Some(large) => match large.finish(body).await {
+                Ok(body) => body,
+                Err(error) => return Ok(Err(spool_reply(&error))),
+            },
+        };
+        let envelope = self.session.envelope(self.peer.ip()).expect("Event::Data comes with its envelope");
+        Ok(self.store(&envelope, body, no_leading_dots, arrival_ms).await)
+    }
+
+    async fn receive_octets(&mut self) -> Result<(Received, Option<LargeMessage>), Lost> {
+        let limits = &self.state.context.config.limits;
+        let mut receiver = MessageReceiver::new(limits.message_bytes_max);
+        let mut large: Option<LargeMessage> = None;
+        let give_up: Instant = rt::now() + MESSAGE_TIME_MAX;
+        let mut chunk: Vec<u8> = Vec::new();
+        loop {
+            if let Some(end) = receiver.receive(&self.buffer[self.start..self.end]) {
+                self.start += end;
+                return Ok((receiver.finish(), large));
+            }
+            self.start = 0;
+            self.end = 0;
+            self.stream.set_deadline((rt::now() + limits.data_timeout).min(give_up));
+            if receiver.bytes() < BUFFER_BYTES as u64 {
+                self.read().await?;
+                continue;
+            }
+            // It is larger than the session's buffer: read in larger parts, without growing what stays.
+            chunk.resize(LARGE_READ_BYTES, 0);
+            let read = self.stream.read(&mut chunk).await?;
+            if read == 0 {
+                return Err(Lost::Connection(io::ErrorKind::UnexpectedEof.into()));
+            }
+            if let Some(end) = receiver.receive(&chunk[..read]) {
+                self.keep_commands(&chunk[end..read]);
+                return Ok((receiver.finish(), large));
+            }
+            let limit = if large.is_some() { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES };
+            if receiver.kept_bytes() > limit {
+                let message = large.get_or_insert_with(|| LargeMessage::new(&self.state.context));
+                message.write(receiver.take_body()).await;
+            }
+        }
+    }
+
+    /// Commands that came in one read with the end of a large message.
+    fn keep_commands(&mut self, commands: &[u8]) {
+        if commands.len() > self.buffer.len() {
+            self.buffer.resize(commands.len(), 0);
+        }
+        self.buffer[..commands.len()].copy_from_slice(commands);
+        self.start = 0;
+        self.end = commands.len();
+    }
+
+    async fn store(
+        &self,
+        envelope: &Envelope,
+        body: DraftBody,
+        no_leading_dots: bool,
+        arrival_ms: u64,
+    ) -> Result<String, Reply> {
+        let tls = self.stream.tls_info();
+        let with = self.session.with();
+        let single = match &envelope.recipients[..] {
+            [recipient] => Some(&recipient.forward_path),
+            _ => None,
+        };
+        let mut write_trace = |queue_id, out: &mut Vec<u8>| {
+            let field = ReceivedField {
+                helo: self.session.helo(),
+                client: self.peer.ip(),
+                hostname: &self.config.hostname,
+                with,
+                tls: tls.as_deref(),
+                queue_id,
+                single_recipient: single,
+                arrival_ms,
+            };
+            trace::write_received(out, &field);
+        };
+        let draft = MessageDraft { envelope, body, no_leading_dots, arrival_ms, trace: &mut write_trace };
+        // The promise: the sync was awaited here, in `commit`; the 250 is made from its result.
+        let committed = self.context().spool.commit(draft).await.map_err(|error| spool_reply(&error))?;
+        self.announce(envelope, &committed, arrival_ms, tls.clone()).await;
+        Ok(committed.queue_id.to_string())
+    }
+
+    async fn announce(&self, envelope: &Envelope, committed: &Committed, arrival_ms: u64, tls: Option<String>) {
+        let Context { scheduler, log, counters, .. } = self.context();
+        counters.messages_accepted.add(1);
+        log.log(telemetry::Event::Accepted {
+            id: committed.queue_id,
+            reverse_path: envelope.reverse_path.clone(),
+            recipients: envelope.recipients.len(),
+            size: committed.size,
+            client: Some(self.peer.ip()),
+            helo: Some(self.session.helo().to_owned()),
+            login: self.session.login().cloned(),
+            protocol: self.session.with().keyword(),
+            tls,
+            batch: committed.batch_len,
+        });
+        // A scheduler that is gone means that the process ends; the message is durable and found at the next start.
+        let _ = scheduler.send(ToScheduler::Accepted(committed.accepted(envelope, arrival_ms))).await;
+    }
+
+    fn note_refusal<T>(&self, stage: &'static str, recipient: Option<String>, result: &Result<T, Reply>) {
+        let Err(reply) = result else { return };
+        self.context().log.log(telemetry::Event::Refused {
+            client: self.peer.ip(),
+            helo: Some(self.session.helo().to_owned()),
+            login: self.session.login().cloned(),
+            stage,
+            reverse_path: self.session.reverse_path().cloned(),
+            recipient,
+            reply: reply.clone(),
+        });
+    }
+
+    async fn say_goodbye(&mut self, enhanced: &str, text: &str) {
+        let line = format!("421 {enhanced} {} {text}\r\n", self.config.hostname);
+        // The peer may be gone; it was only politeness.
+        let _ = self.stream.write_all(line.as_bytes()).await;
+    }
+}
+
+/// A message that has outgrown memory: its body goes to a file of its own as it arrives.
+struct LargeMessage {
+    writer: LargeBodyWriter,
+    failed: Option<SpoolError>,
+    /// Counted in its first part, where the header section is.
+    hops: usize,
+    first: bool,
+    hops_max: usize,
+}
+
+impl LargeMessage {
+    fn new(context: &Context) -> LargeMessage {
+        let hops_max = context.config.limits.hops_max;
+        LargeMessage { writer: context.spool.large_body(), failed: None, hops: 0, first: true, hops_max }
+    }
+
+    /// After an error the rest is taken and thrown away: the client hears of it when it has sent everything.
+    async fn write(&mut self, part: Vec<u8>) {
+        if std::mem::take(&mut self.first) {
+            self.hops = data::hops(&part, self.hops_max + 1);
+        }
+        if self.failed.is_none() {
+            self.failed = self.writer.write(part).await.err();
+        }
+    }
+
+    async fn finish(mut self, last: Vec<u8>) -> Result<DraftBody, SpoolError> {
+        self.write(last).await;
+        match self.failed {
+            Some(error) => Err(error),
+            None => self.writer.finish().await.map(DraftBody::Large),
+        }
+    }
+}
+
+fn bare_reply(bare: BareLineEnd) -> Reply {
+    let text = match bare {
+        BareLineEnd::Cr => "the message holds a CR without LF",
+        BareLineEnd::Lf => "the message holds an LF without CR",
+    };
+    Reply::new(550, (5, 6, 11), text)
+}
+
+/// What the client is told of trouble of the spool: the one place where its errors become replies.
+pub(crate) fn spool_reply(error: &SpoolError) -> Reply {
+    match error {
+        SpoolError::Full => Reply::new(452, (4, 3, 1), "not enough disk space, try again later"),
+        SpoolError::Busy => Reply::new(452, (4, 3, 1), "the disk does not keep up, try again later"),
+        SpoolError::TooLarge => Reply::new(552, (5, 3, 4), "the message is too large"),
+        SpoolError::Failed => Reply::new(451, (4, 3, 0), "the spool has failed"),
+        SpoolError::Closed => Reply::new(451, (4, 3, 2), "shutting down"),
+        SpoolError::Io(_) | SpoolError::Damaged(_) | SpoolError::NotFound(_) => {
+            Reply::new(451, (4, 3, 0), "local disk trouble, try again later")
+        }
+    }
+}
