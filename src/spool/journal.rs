@@ -670,7 +670,7 @@ impl<D: Disk> JournalWriter<D> {
 
 /// Knows up to where each segment has been announced without a gap.
 #[derive(Debug, Default)]
-pub(crate) struct Tracker(HashMap<u64, Progress>);
+pub(crate) struct Tracker(BTreeMap<u64, Progress>);
 
 #[derive(Debug)]
 struct Progress {

@@ -470,7 +470,7 @@ struct Sent {
 }
 
 /// What happened, so that a test can see that the histories are worth something.
-#[derive(Default, Debug)]
+#[derive(Default, PartialEq, Debug)]
 struct Counts {
     acknowledged: u64,
     refused: u64,
@@ -1061,5 +1061,17 @@ fn what_is_acknowledged_survives_every_power_cut() {
         ("shared batches", counts.batches_shared),
     ] {
         assert!(count > 0, "no {what}");
+    }
+}
+
+#[test]
+fn a_history_replays_exactly() {
+    let run = |seed| {
+        let mut counts = Counts::default();
+        history(seed, &mut counts);
+        counts
+    };
+    for seed in 1_000_000..1_000_010 {
+        assert_eq!(run(seed), run(seed));
     }
 }

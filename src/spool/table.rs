@@ -113,7 +113,9 @@ impl SegmentTable {
             return Vec::new();
         }
         let mut table = self.segments.write();
-        let free: Vec<u64> = table.values().filter(|entry| entry.is_free()).map(|entry| entry.header.number).collect();
+        let mut free: Vec<u64> =
+            table.values().filter(|entry| entry.is_free()).map(|entry| entry.header.number).collect();
+        free.sort_unstable();
         self.leaving.write().extend(&free);
         free.iter().filter_map(|number| table.remove(number)).collect()
     }
