@@ -689,9 +689,9 @@ impl Progress {
 }
 
 impl Tracker {
-    /// A segment found at start is known as a whole.
-    pub(crate) fn whole(&mut self, segment: u64, len: u64) {
-        self.0.insert(segment, Progress::known_up_to((len / SLOT_BYTES) as u32));
+    /// A segment found at start is known up to an offset: as a whole, unless it is damaged.
+    pub(crate) fn known_up_to(&mut self, segment: u64, offset: u64) {
+        self.0.insert(segment, Progress::known_up_to((offset / SLOT_BYTES) as u32));
     }
 
     /// A record was announced.
@@ -922,7 +922,7 @@ mod tests {
         tracker.note(Location::new(7, 264), 56);
         tracker.note(Location::new(7, 256), 4);
         assert_eq!(scanned(&mut tracker), (Some(320), HashSet::new()));
-        tracker.whole(7, 1 << 20);
+        tracker.known_up_to(7, 1 << 20);
         assert_eq!(scanned(&mut tracker).0, Some((1 << 20) / 64));
     }
 
