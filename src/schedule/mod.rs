@@ -6,6 +6,7 @@
 //! [`router`] says what a domain's next hop is before DNS is asked.
 
 pub mod core;
+pub mod driver;
 pub mod pool;
 pub mod random;
 pub mod replies;

@@ -63,7 +63,9 @@ fn matches(pattern: &str, domain: &str) -> bool {
 /// The question to ask for the hosts of a next hop.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LookupTarget {
-    /// MX hosts of a domain, or the host of an address literal.
+    /// MX hosts of a recipient's domain, or the host of an address literal.
+    Domain(Arc<str>),
+    /// MX hosts of a domain that the configuration names.
     Mx(Arc<str>),
     /// Addresses of a host (no MX), or the address itself.
     Host {

@@ -14,7 +14,7 @@ pub enum SiteKey {
     Mailbox,
     /// A fixed route, by index.
     Fixed(usize),
-    /// A set of MX hosts: their names in lower case, sorted, joined by commas.
+    /// A set of MX hosts with their order, by the name that the resolver gives it.
     Mx(Arc<str>),
 }
 
@@ -260,29 +260,6 @@ pub struct PauseRange {
     pub ms_max: u64,
 }
 
-/// A name for a set of MX hosts: their common parent domain where there are several, else the host itself.
-pub fn mx_site_name(hosts: &[&str]) -> String {
-    let Some((first, others)) = hosts.split_first() else { return "mx:none".into() };
-    if others.is_empty() {
-        return format!("mx:{first}");
-    }
-    let mut common = *first;
-    while !others.iter().all(|host| is_under(host, common)) {
-        match common.split_once('.') {
-            Some((_, parent)) => common = parent,
-            None => return format!("mx:{first}+{}", others.len()),
-        }
-    }
-    match common.contains('.') {
-        true => format!("mx:{common}"),
-        false => format!("mx:{first}+{}", others.len()),
-    }
-}
-
-fn is_under(host: &str, parent: &str) -> bool {
-    host.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,14 +321,5 @@ mod tests {
         assert_eq!(site.failed(0, LaneId(2), PAUSE, &mut random), None);
         assert!(site.failed(0, LaneId(3), PAUSE, &mut random).is_some(), "three in a row do");
         assert_eq!(site.failed(0, LaneId(4), PAUSE, &mut random), None, "a pause is not prolonged by what still ran");
-    }
-
-    #[test]
-    fn site_names_say_what_the_hosts_have_in_common() {
-        let check = |hosts: &[&str], expected: &str| assert_eq!(mx_site_name(hosts), expected);
-        check(&["mx.example.com"], "mx:mx.example.com");
-        check(&["mx1.example.com", "mx2.example.com"], "mx:example.com");
-        check(&["a.example.com", "b.example.net"], "mx:a.example.com+1");
-        check(&["a.example.com", "b.example.com.com"], "mx:a.example.com+1");
     }
 }

@@ -41,6 +41,7 @@ use super::settings::Settings;
 use super::site::{Site, SiteKey};
 use super::wheel::{Step, Timed, Wheel};
 use crate::bus::{Job, LaneId, RecipientIndex, Remote};
+use crate::dns::route::RouteFailure;
 use crate::smtp::Reply;
 use crate::spool::{Location, QueueId};
 use hashbrown::{HashMap, HashTable};
@@ -99,15 +100,6 @@ pub enum Action {
 /// Names a next hop whose hosts are being looked up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct HopId(u32);
-
-/// Why a next hop has no hosts.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum RouteFailure {
-    /// It will never have: the recipients bounce with this 5xx.
-    Permanent(Reply),
-    /// Try again later, with this 4xx.
-    Transient(Reply),
-}
 
 /// One DSN to make: one per message and moment, whatever the number of recipients.
 #[derive(Clone, Debug)]
@@ -576,6 +568,11 @@ impl Scheduler {
     /// Lanes that exist.
     pub fn lane_count(&self) -> usize {
         self.lanes.len()
+    }
+
+    /// Sites that have something to do or to remember.
+    pub fn site_count(&self) -> usize {
+        self.sites.len()
     }
 
     /// Numbers since the start.

@@ -1,10 +1,9 @@
 //! What becomes of recipients: ends of jobs, retries, bounces, expiry.
 
 use super::reports::PendingReport;
-use super::{
-    Action, DelayDsn, Fate, LaneUse, LogEntry, PartState, RecipientRecord, Recipients, Record, RouteFailure, Scheduler,
-};
+use super::{Action, DelayDsn, Fate, LaneUse, LogEntry, PartState, RecipientRecord, Recipients, Record, Scheduler};
 use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote};
+use crate::dns::route::RouteFailure;
 use crate::schedule::pool::NONE;
 use crate::schedule::site::{Health, PauseRange};
 use crate::smtp::{EnhancedCode, Reply};

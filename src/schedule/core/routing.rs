@@ -3,11 +3,12 @@
 //! An answer is used while it is fresh, used and asked again when it is older, and waited for when it is old: then the
 //! MX of a domain may change and its queue follows, without a stall of busy domains at each change of age.
 
-use super::{Action, Hop, HopId, HopKey, PartState, Recipients, RouteFailure, RouteState, Scheduler};
+use super::{Action, Hop, HopId, HopKey, PartState, Recipients, RouteState, Scheduler};
 use crate::bus::{EndpointHost, RecipientIndex};
+use crate::dns::route::{ResolvedRoute, RouteFailure};
 use crate::schedule::pool::{List, NONE};
 use crate::schedule::router::{LookupTarget, NextHop, SitePolicy, lookup_of};
-use crate::schedule::site::{Site, SiteKey, Window, mx_site_name};
+use crate::schedule::site::{Site, SiteKey, Window};
 use crate::smtp::{EnhancedCode, Reply};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -28,7 +29,9 @@ impl Scheduler {
                     *self.fixed_hops[index].insert(hop)
                 }
             },
-            NextHop::Mx => self.hops.insert(Hop::new(Some(LookupTarget::Mx(domain.clone())), HopKey::Domain)) as u32,
+            NextHop::Mx => {
+                self.hops.insert(Hop::new(Some(LookupTarget::Domain(domain.clone())), HopKey::Domain)) as u32
+            }
         };
         self.hops[hop as usize].domains += 1;
         hop
@@ -164,8 +167,8 @@ impl Scheduler {
         pieces
     }
 
-    /// The answer to [`Action::Lookup`]. Hosts in the order to try them, not empty.
-    pub fn handle_routed(&mut self, now: u64, hop: HopId, answer: Result<Vec<EndpointHost>, RouteFailure>) {
+    /// The answer to [`Action::Lookup`].
+    pub fn handle_routed(&mut self, now: u64, hop: HopId, answer: Result<ResolvedRoute, RouteFailure>) {
         let HopId(key) = hop;
         if !self.hops.get(key as usize).is_some_and(|hop| hop.looking) {
             self.totals.strays += 1;
@@ -173,11 +176,11 @@ impl Scheduler {
         }
         self.hops[key as usize].looking = false;
         let answer = match answer {
-            Ok(hosts) if hosts.is_empty() => Err(RouteFailure::Transient(no_hosts())),
+            Ok(route) if route.hosts.is_empty() => Err(RouteFailure::Transient(no_hosts())),
             answer => answer,
         };
         match answer {
-            Ok(hosts) => self.route_found(now, key, &hosts),
+            Ok(route) => self.route_found(now, key, &route),
             Err(failure) => self.route_failed(now, key, failure),
         }
         // All that waited follow at once: they gathered while one lookup lasted, so they are seconds' worth of mail.
@@ -190,13 +193,13 @@ impl Scheduler {
         self.forget_hop(key);
     }
 
-    fn route_found(&mut self, now: u64, key: u32, hosts: &[EndpointHost]) {
+    fn route_found(&mut self, now: u64, key: u32, route: &ResolvedRoute) {
         let site_key = match self.hops[key as usize].key {
             HopKey::Mailbox => SiteKey::Mailbox,
             HopKey::Fixed(index) => SiteKey::Fixed(index),
-            HopKey::Domain => SiteKey::Mx(host_names(hosts).join(",").into()),
+            HopKey::Domain => SiteKey::Mx(route.site_name.clone()),
         };
-        let site = self.find_or_make_site(site_key, hosts);
+        let site = self.find_or_make_site(site_key, &route.hosts);
         let (fresh, stale) = (self.settings.route_fresh_ms, self.settings.route_stale_ms);
         self.set_route(key, site, now + fresh, now + fresh.max(stale));
     }
@@ -230,7 +233,7 @@ impl Scheduler {
 
     fn find_or_make_site(&mut self, key: SiteKey, hosts: &[EndpointHost]) -> u32 {
         let found = self.site_index.get(&key).copied();
-        let site = found.unwrap_or_else(|| self.make_site(key, hosts));
+        let site = found.unwrap_or_else(|| self.make_site(key));
         let known = &mut self.sites[site as usize];
         // The newest answer's order and addresses count.
         if known.hosts[..] != *hosts {
@@ -239,19 +242,21 @@ impl Scheduler {
         site
     }
 
-    fn make_site(&mut self, key: SiteKey, hosts: &[EndpointHost]) -> u32 {
+    fn make_site(&mut self, key: SiteKey) -> u32 {
         let connections_max = self.settings.connections_max;
         let (name, policy, window) = match &key {
             SiteKey::Mailbox => {
-                ("mailbox".into(), SitePolicy::default(), Window::fixed(self.settings.mailbox_jobs_max))
+                let window = Window::fixed(self.settings.mailbox_jobs_max);
+                (Arc::from("mailbox"), SitePolicy::default(), window)
             }
             SiteKey::Fixed(index) => {
                 let route = &self.router.routes()[*index];
-                (format!("route:{}", route.domain), SitePolicy::of(route), Window::new(connections_max))
+                let name = format!("route:{}", route.domain);
+                (name.into(), SitePolicy::of(route), Window::new(connections_max))
             }
-            SiteKey::Mx(_) => (mx_site_name(&host_names(hosts)), SitePolicy::default(), Window::new(connections_max)),
+            SiteKey::Mx(name) => (name.clone(), SitePolicy::default(), Window::new(connections_max)),
         };
-        let site = self.sites.insert(Site::new(key.clone(), name.into(), policy, window)) as u32;
+        let site = self.sites.insert(Site::new(key.clone(), name, policy, window)) as u32;
         self.site_index.insert(key, site);
         site
     }
@@ -296,14 +301,6 @@ impl Hop {
     fn new(target: Option<LookupTarget>, key: HopKey) -> Hop {
         Hop { target, key, domains: 0, route: RouteState::Unknown, looking: false, waiting: List::default() }
     }
-}
-
-/// Names without repetition, sorted, so that the order of an answer does not matter.
-fn host_names(hosts: &[EndpointHost]) -> Vec<&str> {
-    let mut names: Vec<&str> = hosts.iter().map(|host| &*host.name).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
 }
 
 fn no_hosts() -> Reply {

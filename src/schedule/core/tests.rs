@@ -5,6 +5,7 @@ use crate::bus::{
     AcceptedMessage, Deferral, DeferralScope, EndpointHost, JobDone, LaneState, Outcome, Protocol, TlsPolicy,
 };
 use crate::config::{NextHopConfig, Route};
+use crate::dns::route::ResolvedRoute;
 use crate::smtp::EnhancedCode;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -39,13 +40,13 @@ pub(super) fn reply(code: u16, text: &str) -> Reply {
     Reply { code, enhanced: Some(EnhancedCode { class: (code / 100) as u8, subject: 0, detail: 0 }), text: text.into() }
 }
 
-pub(super) fn hosts(names: &[&str]) -> Vec<EndpointHost> {
+pub(super) fn route_to(names: &[&str]) -> ResolvedRoute {
     let host = |name: &&str| EndpointHost {
         name: Arc::from(*name),
         addresses: SmallVec::from_slice(&[IpAddr::V4(Ipv4Addr::LOCALHOST)]),
         port: 25,
     };
-    names.iter().map(host).collect()
+    ResolvedRoute { site_name: format!("mx:{}", names[0]).into(), hosts: names.iter().map(host).collect() }
 }
 
 pub(super) fn delivered() -> Outcome {
@@ -134,12 +135,12 @@ impl Bench {
         while let Some(action) = self.scheduler.poll_action(self.now) {
             match action {
                 Action::Lookup { hop, target } if self.answering => {
-                    let LookupTarget::Mx(domain) = &target else {
-                        self.scheduler.handle_routed(self.now, hop, Ok(hosts(&["10.0.0.1"])));
+                    let LookupTarget::Domain(domain) = &target else {
+                        self.scheduler.handle_routed(self.now, hop, Ok(route_to(&["10.0.0.1"])));
                         continue;
                     };
                     let name = if domain.contains("shared") { "shared.example" } else { domain };
-                    self.scheduler.handle_routed(self.now, hop, Ok(hosts(&[&format!("mx.{name}")])));
+                    self.scheduler.handle_routed(self.now, hop, Ok(route_to(&[&format!("mx.{name}")])));
                 }
                 Action::Lookup { hop, target } => self.lookups.push((hop, target)),
                 Action::Deliver { shard, job } => self.jobs.push_back((Some(shard), job)),
@@ -228,9 +229,9 @@ fn domains_of_one_site_come_together_after_their_lookups() {
     assert_eq!((bench.lookups.len(), bench.jobs.len()), (3, 0));
     let lookups = std::mem::take(&mut bench.lookups);
     for (hop, target) in lookups {
-        let LookupTarget::Mx(domain) = target else { panic!("an MX lookup was expected") };
+        let LookupTarget::Domain(domain) = target else { panic!("a domain lookup was expected") };
         let host = if domain.contains("shared") { "mx.shared" } else { "mx.other" };
-        bench.scheduler.handle_routed(bench.now, hop, Ok(hosts(&[host])));
+        bench.scheduler.handle_routed(bench.now, hop, Ok(route_to(&[host])));
     }
     bench.pump();
     let mut groups: Vec<Vec<u16>> = bench.jobs.iter().map(|(_, job)| job.recipients.to_vec()).collect();
@@ -491,7 +492,7 @@ fn a_queue_follows_its_domain_to_new_hosts() {
     bench.go_to(bench.now + 11 * MINUTE);
     let (hop, _) = bench.lookups.pop().expect("the answer is too old to use");
     assert!(bench.jobs.is_empty());
-    bench.scheduler.handle_routed(bench.now, hop, Ok(hosts(&["new.example"])));
+    bench.scheduler.handle_routed(bench.now, hop, Ok(route_to(&["new.example"])));
     bench.pump();
     let job = bench.job();
     assert_eq!(&*job.open.as_ref().expect("a new lane").site, "mx:new.example");
@@ -597,13 +598,13 @@ fn show_says_why_a_message_waits() {
     let id = bench.accept(&["a.example", "b.example"]);
     let (first, _second) = (bench.job(), bench.job());
     bench.done(first, LaneState::Open, |_| deferred(DeferralScope::Recipient));
-    let shown = bench.scheduler.queue_show(bench.now, id).expect("it is queued");
+    let (_, shown) = bench.scheduler.queue_show(bench.now, id).expect("it is queued");
     let rows = shown["recipients"].as_array().expect("an array");
     assert_eq!((rows[0]["state"].as_str(), rows[1]["state"].as_str()), (Some("deferred"), Some("running")));
     assert!(rows[0]["next_ms"].as_u64().is_some_and(|next| next > bench.now));
     assert!(rows[0]["reason"].as_str().is_some_and(|reason| reason.contains("450 4.0.0 later")));
     let list = bench.scheduler.queue_list(bench.now, 10);
-    assert_eq!((list.as_array().map(Vec::len), list[0]["recipients"].as_u64()), (Some(1), Some(2)));
+    assert_eq!((list.len(), list[0].1["recipients"].as_u64()), (1, Some(2)));
     assert!(bench.scheduler.queue_show(bench.now, QueueId(1)).is_none());
 }
 

@@ -87,8 +87,8 @@ impl Scheduler {
         })
     }
 
-    /// The oldest messages, oldest first, at most `limit`, as a JSON array.
-    pub fn queue_list(&self, now: u64, limit: usize) -> Value {
+    /// The oldest messages, oldest first, at most `limit`, each with the place of its record and a JSON object.
+    pub fn queue_list(&self, now: u64, limit: usize) -> Vec<(Location, Value)> {
         let mut oldest: BinaryHeap<(u64, u32)> = BinaryHeap::new();
         for (key, message) in self.messages.iter() {
             oldest.push((message.arrival_ms, key));
@@ -105,13 +105,13 @@ impl Scheduler {
             row["attempts"] = first.map(|part| part.attempts).into();
             row["next_ms"] = first.and_then(|part| self.next_ms(part)).into();
             row["reason"] = first.map_or_else(|| REPORTING.into(), |part| self.reason(now, part)).into();
-            row
+            (self.messages[key].location, row)
         });
-        Value::Array(rows.collect())
+        rows.collect()
     }
 
     /// One message with every recipient that is not final, why it waits and until when; `None` when it is not queued.
-    pub fn queue_show(&self, now: u64, queue_id: QueueId) -> Option<Value> {
+    pub fn queue_show(&self, now: u64, queue_id: QueueId) -> Option<(Location, Value)> {
         let key = self.find_message(queue_id)?;
         let message = &self.messages[key];
         let mut recipients = Vec::new();
@@ -135,7 +135,7 @@ impl Scheduler {
         row["null_reverse_path"] = message.null_reverse_path.into();
         row["delay_dsn_sent"] = (message.delay == DelayDsn::Sent).into();
         row["recipients"] = recipients.into_iter().map(|(_, row)| row).collect();
-        Some(row)
+        Some((message.location, row))
     }
 
     /// Counts per site and state.

@@ -1,0 +1,468 @@
+//! Runs the core on the scheduler's executor: takes events from the channel, timers and helpers, carries out actions.
+//!
+//! The loop itself waits for one thing only, the next event; whatever else takes time is a task that comes back with an
+//! [`Answer`]. In particular it never waits for room in a shard's channel: a shard may at that moment wait for room in
+//! ours. What a shard has no room for stays in an [`Outbox`], which holds at most the jobs of all lanes and the reports
+//! in the making.
+//!
+//! Modules: `answers` (lookups), `reports` (DSNs), `log` (one line per outcome), `admin` (operators).
+
+mod admin;
+mod answers;
+mod log;
+mod outbox;
+mod reports;
+
+use super::core::{Action, Incoming, IncomingRecipient, RecipientRecord, Record, Scheduler};
+use super::{Router, Settings};
+use crate::bus::{LaneState, ToMailbox, ToScheduler, ToShard};
+use crate::config::Config;
+use crate::dns::Resolver;
+use crate::dns::route::{Identity, RouteOptions};
+use crate::rt::{self, Receiver, Sender};
+use crate::spool::{Journal, LiveMessage, RecipientState, SpoolReader, Survivor};
+use crate::telemetry::{EventLog, Meter};
+use answers::{Answer, Answers, Lookups};
+use log::{Done, Logger};
+use outbox::Outbox;
+use reports::Reporter;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Everything that the scheduler needs of the others.
+pub struct World {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// What wakes the scheduler.
+    pub inbox: Receiver<ToScheduler>,
+    /// The shards, by index.
+    pub shards: Vec<Sender<ToShard>>,
+    /// The POP3 shard, which owns the mailboxes.
+    pub mailbox: Sender<ToMailbox>,
+    /// A resolver of this executor.
+    pub resolver: Resolver,
+    /// Who we are, for routes that would lead back.
+    pub identity: Identity,
+    /// How to route.
+    pub route_options: RouteOptions,
+    /// Stored messages.
+    pub reader: SpoolReader,
+    /// The journal; nobody else writes it.
+    pub journal: Journal,
+    /// What an earlier run left.
+    pub survivors: Vec<Survivor>,
+    /// The event log.
+    pub events: EventLog,
+    /// Counters of this executor.
+    pub meter: Arc<Meter>,
+    /// Random; of jitter and hashing.
+    pub seed: u64,
+}
+
+/// How the scheduler ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// Messages left for the next start.
+    pub messages: usize,
+    /// Jobs that did not come back in time: their recipients may get the message twice.
+    pub jobs_abandoned: usize,
+}
+
+/// Events taken from the channel in one turn.
+const EVENTS_PER_TURN: usize = 512;
+/// Actions carried out in one turn.
+const ACTIONS_PER_TURN: usize = 1024;
+/// Messages given to a checkpoint, or taken from the survivors, in one turn.
+const MESSAGES_PER_TURN: u32 = 256;
+/// Events taken at the very end, when whoever sends them should have stopped.
+const EVENTS_AT_END_MAX: usize = 100_000;
+/// How often the journal is asked whether it wants a checkpoint, and gauges are set.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Runs until [`ToScheduler::Stop`], and then until what runs has ended, at most for `limits.stop_timeout`; at the end
+/// everything is in the journal.
+pub async fn run(world: World) -> Ended {
+    let mut driver = Driver::new(world);
+    driver.take_survivors().await;
+    driver.meter.set_ready();
+    let deadline = driver.serve().await;
+    driver.stop(deadline).await
+}
+
+struct Driver {
+    core: Scheduler,
+    clock: Clock,
+    config: Arc<Config>,
+    inbox: Receiver<ToScheduler>,
+    shards: Vec<Outbox<ToShard>>,
+    mailbox: Outbox<ToMailbox>,
+    journal: Journal,
+    survivors: Vec<Survivor>,
+    meter: Arc<Meter>,
+    answers: Answers,
+    lookups: Lookups,
+    reporter: Reporter,
+    logger: Logger,
+    reader: SpoolReader,
+    /// Where the checkpoint in progress is.
+    checkpoint_next: Option<u32>,
+    housekeeping_at: Instant,
+    segments_freed: usize,
+    /// The core has more actions than one turn takes.
+    actions_left: bool,
+    stop_asked: bool,
+    inbox_closed: bool,
+}
+
+/// Milliseconds since 1970 that never go back: the wall clock of the start plus what has passed since.
+#[derive(Clone, Copy)]
+struct Clock {
+    started: Instant,
+    started_ms: u64,
+}
+
+impl Clock {
+    fn now_ms(&self) -> u64 {
+        let passed = rt::now().saturating_duration_since(self.started);
+        self.started_ms + u64::try_from(passed.as_millis()).unwrap_or(u64::MAX / 2)
+    }
+
+    fn instant(&self, ms: u64) -> Instant {
+        // More than a day ahead is as good as a day: the loop only wakes once for nothing.
+        let ahead = ms.saturating_sub(self.started_ms);
+        let day_from_now = self.now_ms() - self.started_ms + 86_400_000;
+        self.started + Duration::from_millis(ahead.min(day_from_now))
+    }
+}
+
+impl Driver {
+    fn new(world: World) -> Driver {
+        let World { config, inbox, shards, mailbox, resolver, identity, route_options, .. } = world;
+        let World { reader, journal, survivors, events, meter, seed, .. } = world;
+        let clock = Clock { started: rt::now(), started_ms: rt::unix_ms() };
+        let answers = Answers::default();
+        let settings = Settings::from_config(&config, shards.len());
+        let core = Scheduler::new(settings, Router::from_config(&config), seed, clock.started_ms);
+        let lookups = Lookups::new(resolver, identity, route_options, seed ^ 1, answers.clone());
+        Driver {
+            core,
+            clock,
+            inbox,
+            shards: shards.into_iter().map(Outbox::new).collect(),
+            mailbox: Outbox::new(mailbox),
+            journal,
+            survivors,
+            meter: meter.clone(),
+            lookups,
+            reporter: Reporter::new(config.hostname.as_str(), reader.clone(), events.clone(), answers.clone(), seed),
+            logger: Logger::new(reader.clone(), events, meter, answers.clone()),
+            reader,
+            config,
+            answers,
+            checkpoint_next: None,
+            housekeeping_at: clock.started,
+            segments_freed: 0,
+            actions_left: false,
+            stop_asked: false,
+            inbox_closed: false,
+        }
+    }
+
+    /// Queues what an earlier run left: what has waited longest for its next attempt first.
+    async fn take_survivors(&mut self) {
+        let mut survivors = std::mem::take(&mut self.survivors);
+        survivors.sort_by_cached_key(|survivor| (next_ms(survivor), survivor.arrival_ms));
+        for (count, survivor) in survivors.into_iter().enumerate() {
+            let now = self.clock.now_ms();
+            self.core.handle_accepted(now, incoming(survivor));
+            if count % MESSAGES_PER_TURN as usize == 0 {
+                self.act();
+                rt::yield_now().await;
+            }
+        }
+    }
+
+    /// Until a stop is asked for; gives the time at which it must be over.
+    async fn serve(&mut self) -> Instant {
+        while !self.stop_asked {
+            self.turn().await;
+            self.wait(None).await;
+        }
+        rt::now() + self.config.limits.stop_timeout
+    }
+
+    /// Lets running jobs and reports end until the deadline, then writes everything down.
+    async fn stop(mut self, deadline: Instant) -> Ended {
+        self.core.stop(self.clock.now_ms());
+        loop {
+            self.turn().await;
+            let quiet = self.core.running_count() == 0 && self.reporter.is_idle() && self.logger.is_idle();
+            if quiet || rt::now() >= deadline {
+                break;
+            }
+            self.wait(Some(deadline)).await;
+        }
+        // What was announced meanwhile is in the checkpoint, too; the bound is against senders that never stop.
+        for _ in 0..EVENTS_AT_END_MAX {
+            let Some(event) = self.inbox.try_recv() else { break };
+            self.take_event(event);
+        }
+        self.turn().await;
+        self.journal.checkpoint_begin();
+        self.checkpoint_next = Some(0);
+        while self.checkpoint_next.is_some() {
+            self.checkpoint_some().await;
+        }
+        let ended = Ended { messages: self.core.message_count(), jobs_abandoned: self.core.running_count() };
+        self.journal.close().await;
+        self.shards.iter().for_each(Outbox::close);
+        self.mailbox.close();
+        self.meter.retire();
+        ended
+    }
+
+    /// Everything that is due now, a bounded amount.
+    async fn turn(&mut self) {
+        self.take_events();
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(answer) = self.answers.take() else { break };
+            self.take_answer(answer);
+        }
+        let now = self.clock.now_ms();
+        if self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.core.handle_timeout(now);
+        }
+        self.act();
+        if self.checkpoint_next.is_some() {
+            self.checkpoint_some().await;
+        }
+        if rt::now() >= self.housekeeping_at {
+            self.housekeeping();
+        }
+    }
+
+    /// Takes what is in the channel, a bounded number; nothing while the log is behind: then the channel fills and the
+    /// shards wait, which bounds what is kept for the log.
+    fn take_events(&mut self) {
+        for _ in 0..EVENTS_PER_TURN {
+            if self.logger.is_behind() {
+                return;
+            }
+            let Some(event) = self.inbox.try_recv() else { return };
+            self.take_event(event);
+        }
+    }
+
+    fn take_event(&mut self, event: ToScheduler) {
+        let now = self.clock.now_ms();
+        match event {
+            ToScheduler::Accepted(message) => {
+                self.journal.accepted(&message);
+                self.core.handle_accepted(now, Incoming::from(message));
+            }
+            ToScheduler::JobDone(done) => {
+                if done.lane_state == LaneState::Failed {
+                    self.meter.counters.connections_failed.increment();
+                }
+                self.core.handle_job_done(now, done);
+            }
+            ToScheduler::LaneClosed(lane) => self.core.handle_lane_closed(lane),
+            ToScheduler::Submitted { token, result } => {
+                let result = self.reporter.submitted(token, result);
+                self.core.handle_submitted(now, token, result);
+            }
+            ToScheduler::Admin(request) => self.answer_operator(now, request),
+            ToScheduler::Stop => self.stop_asked = true,
+        }
+        // At once, so that a long turn does not let actions pile up and a first attempt does not wait.
+        self.act();
+    }
+
+    fn take_answer(&mut self, answer: Answer) {
+        let now = self.clock.now_ms();
+        match answer {
+            Answer::Routed { hop, result } => {
+                self.lookups.ended();
+                self.core.handle_routed(now, hop, result);
+            }
+            Answer::Report { token, result: Ok(Some(built)) } => {
+                let (envelope, content) = self.reporter.built(token, built);
+                let shard = token as usize % self.shards.len();
+                self.shards[shard].push(ToShard::Submit { token, envelope, content });
+            }
+            Answer::Report { token, result } => {
+                self.reporter.not_built();
+                self.core.handle_submitted(now, token, result.map(|_| ()));
+            }
+            Answer::Done(done) => self.message_done(done),
+        }
+    }
+
+    /// Carries out what the core wants.
+    fn act(&mut self) {
+        let now = self.clock.now_ms();
+        for _ in 0..ACTIONS_PER_TURN {
+            let Some(action) = self.core.poll_action(now) else {
+                self.actions_left = false;
+                return;
+            };
+            match action {
+                Action::Lookup { hop, target } => self.lookups.start(hop, target),
+                Action::Deliver { shard, job } => self.shards[shard].push(ToShard::Deliver(job)),
+                Action::DeliverMailbox(job) => self.mailbox.push(ToMailbox::Deliver(job)),
+                Action::CloseLane { shard, lane } => self.shards[shard].push(ToShard::CloseLane(lane)),
+                Action::Report(report) => self.reporter.start(report),
+                Action::Record(Record::Done { queue_id, location, size }) => {
+                    if let Some(done) = self.logger.after(Done { queue_id, location, size }) {
+                        self.message_done(done);
+                    }
+                }
+                Action::Record(Record::Recipient { queue_id, recipient, state }) => {
+                    self.journal.recipient(queue_id, recipient, recipient_state(state));
+                }
+                Action::Record(Record::DelayDsnSent(queue_id)) => self.journal.delay_dsn_sent(queue_id),
+                Action::Log(entry) => self.logger.log(entry),
+                Action::SitePaused { site, until_ms, reply } => {
+                    let seconds = until_ms.saturating_sub(now).div_ceil(1000);
+                    let reply = reply.map_or_else(String::new, |reply| reply.to_string());
+                    tracing::info!(site = &*site, seconds, reply, "site paused");
+                }
+            }
+        }
+        self.actions_left = true;
+    }
+
+    /// The record of a message can go; nobody needs its addresses for the log any more.
+    fn message_done(&mut self, done: Done) {
+        if let Some(segment) = self.journal.done(done.queue_id, done.location, done.size) {
+            // Any shard may take it.
+            let shard = self.segments_freed % self.shards.len();
+            self.segments_freed += 1;
+            self.shards[shard].push(ToShard::FreeSegment(segment));
+        }
+    }
+
+    fn housekeeping(&mut self) {
+        self.housekeeping_at = rt::now() + HOUSEKEEPING;
+        if self.checkpoint_next.is_none() && self.journal.wants_checkpoint() {
+            self.journal.checkpoint_begin();
+            self.checkpoint_next = Some(0);
+        }
+        let (counters, totals) = (&self.meter.counters, self.core.totals());
+        counters.recipients_delivered.set_total(totals.delivered);
+        counters.recipients_deferred.set_total(totals.deferred);
+        counters.recipients_bounced.set_total(totals.bounced);
+        counters.recipients_expired.set_total(totals.expired);
+        counters.queue_messages.set(self.core.message_count() as u64);
+        counters.queue_recipients.set(self.core.recipient_count() as u64);
+        counters.queue_sites.set(self.core.site_count() as u64);
+    }
+
+    /// Gives the next live messages to the checkpoint.
+    async fn checkpoint_some(&mut self) {
+        let Some(from) = self.checkpoint_next else { return };
+        let (messages, next) = self.core.live_messages(from, MESSAGES_PER_TURN);
+        for message in messages {
+            let recipients: Vec<(Arc<str>, RecipientState)> = message
+                .recipients
+                .into_iter()
+                .map(|(domain, pending)| match pending {
+                    Some(pending) => {
+                        let (attempts, next_ms) = (pending.attempts, pending.next_ms);
+                        (domain, RecipientState::Pending { attempts, next_ms })
+                    }
+                    // Final; which way, nobody asks any more.
+                    None => (domain, RecipientState::Delivered),
+                })
+                .collect();
+            let live = LiveMessage {
+                queue_id: message.queue_id,
+                location: message.location,
+                arrival_ms: message.arrival_ms,
+                size: message.size,
+                null_reverse_path: message.null_reverse_path,
+                priority: message.priority,
+                delay_dsn_sent: message.delay_dsn_sent,
+                recipients: &recipients,
+            };
+            self.journal.checkpoint_add(&live).await;
+        }
+        self.checkpoint_next = next;
+        if next.is_none() {
+            self.journal.checkpoint_finish();
+        }
+    }
+
+    /// Sleeps until there is something to do.
+    async fn wait(&mut self, deadline: Option<Instant>) {
+        // Before the question whether there are answers, so that none is missed.
+        let answered = self.answers.changed();
+        let now = self.clock.now_ms();
+        let due = self.core.next_deadline().is_some_and(|deadline| deadline <= now);
+        if due || self.actions_left || self.checkpoint_next.is_some() || !self.answers.is_empty() {
+            rt::yield_now().await;
+            return;
+        }
+        let mut until = self.housekeeping_at;
+        if let Some(ms) = self.core.next_deadline() {
+            until = until.min(self.clock.instant(ms));
+        }
+        if let Some(deadline) = deadline {
+            until = until.min(deadline);
+        }
+        let timer = rt::sleep_until(until);
+        if self.logger.is_behind() || self.inbox_closed {
+            futures_lite::future::or(answered, timer).await;
+            return;
+        }
+        let inbox = &mut self.inbox;
+        let event = async { Some(inbox.recv().await) };
+        let other = async {
+            futures_lite::future::or(answered, timer).await;
+            None
+        };
+        match futures_lite::future::or(event, other).await {
+            Some(Some(event)) => self.take_event(event),
+            // Nobody is left who could ask for anything.
+            Some(None) => (self.inbox_closed, self.stop_asked) = (true, true),
+            None => {}
+        }
+    }
+}
+
+fn next_ms(survivor: &Survivor) -> u64 {
+    let pending = survivor.recipients.iter().filter_map(|(_, state)| match state {
+        RecipientState::Pending { next_ms, .. } => Some(*next_ms),
+        _ => None,
+    });
+    pending.min().unwrap_or(0)
+}
+
+fn incoming(survivor: Survivor) -> Incoming {
+    let recipient = |(domain, state)| IncomingRecipient {
+        domain,
+        pending: match state {
+            RecipientState::Pending { attempts, next_ms } => Some((attempts, next_ms)),
+            _ => None,
+        },
+    };
+    Incoming {
+        queue_id: survivor.queue_id,
+        location: survivor.location,
+        arrival_ms: survivor.arrival_ms,
+        size: survivor.size,
+        null_reverse_path: survivor.null_reverse_path,
+        priority: survivor.priority,
+        delay_dsn_sent: survivor.delay_dsn_sent,
+        recipients: survivor.recipients.into_iter().map(recipient).collect(),
+    }
+}
+
+fn recipient_state(record: RecipientRecord) -> RecipientState {
+    match record {
+        RecipientRecord::Pending { attempts, next_ms } => RecipientState::Pending { attempts, next_ms },
+        RecipientRecord::Delivered => RecipientState::Delivered,
+        RecipientRecord::Bounced => RecipientState::Bounced,
+        RecipientRecord::Expired => RecipientState::Expired,
+    }
+}
