@@ -107,7 +107,10 @@ pub async fn run(seed: Seed) {
             ToShard::Stop => break,
         }
     }
-    outbound.stop(rt::now() + config.limits.stop_timeout).await;
+    let patience = rt::now() + config.limits.stop_timeout;
+    if rt::timeout(patience, outbound.stop()).await.is_err() {
+        tracing::warn!("outbound connections did not close in time");
+    }
     spool.close().await;
     meter.retire();
 }
