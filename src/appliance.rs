@@ -15,7 +15,7 @@ use crate::rt::{self, Executor, HelperPool};
 use crate::schedule::driver::{self, Ended, World};
 use crate::shard::{self, Seed};
 use crate::spool;
-use crate::telemetry::{Event, EventLog, Meter, Telemetry, notify};
+use crate::telemetry::{Event, EventLog, Meter, Publisher, Telemetry, notify};
 use crate::tls::{self, ClientTls};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -98,6 +98,13 @@ struct Running {
     scheduler_ended: rt::OneshotReceiver<Ended>,
     mailbox: rt::Sender<ToMailbox>,
     threads: Vec<rt::Handle>,
+    control: Control,
+}
+
+/// The control executor. It ends last: an operator may ask while a stop takes its time.
+struct Control {
+    stop: rt::OneshotSender<()>,
+    thread: rt::Handle,
 }
 
 struct RunningShard {
@@ -227,7 +234,10 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
     });
     threads.push(scheduler_thread.map_err(os_error)?);
 
-    start_admin(config, log, telemetry, to_scheduler.clone())?;
+    let control = start_admin(config, log, telemetry, to_scheduler.clone())?;
+    if let Some(address) = config.admin {
+        log.log(Event::Listening { protocol: "admin", address });
+    }
     for listener in &config.smtp_listeners {
         log.log(Event::Listening { protocol: "smtp", address: listener.address });
     }
@@ -241,7 +251,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
         data_dir: config.data_dir.display().to_string(),
     });
     notify::ready("accepting mail");
-    Ok(Running { shards, scheduler: to_scheduler, scheduler_ended, mailbox: to_mailbox, threads })
+    Ok(Running { shards, scheduler: to_scheduler, scheduler_ended, mailbox: to_mailbox, threads, control })
 }
 
 impl Running {
@@ -268,6 +278,8 @@ impl Running {
             // A lost executor has already ended the process.
             let _ = thread.join();
         }
+        self.control.stop.send(());
+        let _ = self.control.thread.join();
         ended
     }
 }
@@ -339,15 +351,25 @@ fn start_admin(
     log: &EventLog,
     telemetry: Telemetry,
     scheduler: rt::Sender<ToScheduler>,
-) -> Result<(), StartError> {
+) -> Result<Control, StartError> {
     let (started, when_started) = rt::oneshot();
-    let context = admin::Context { address: config.admin, telemetry, scheduler, log: log.clone() };
+    let (stop, when_stopped) = rt::oneshot();
+    let (address, log) = (config.admin, log.clone());
+    let meter = telemetry.register("control");
     let executor = Executor { name: "control".into(), cpu: None };
-    // It serves until the process ends: an operator may ask while a stop takes its time.
-    let thread = rt::start(executor, move || admin::run(context, started));
-    drop(thread.map_err(os_error)?);
+    let thread = rt::start(executor, move || async move {
+        let listener = match address.map(rt::TcpListener::bind).transpose() {
+            Ok(listener) => listener,
+            Err(error) => return started.send(Err(error)),
+        };
+        let publisher = Publisher::new(telemetry, log);
+        meter.set_ready();
+        started.send(Ok(()));
+        admin::run(admin::Context { listener, publisher, meter, scheduler }, when_stopped).await;
+    });
+    let thread = thread.map_err(os_error)?;
     match (when_started.wait(), config.admin) {
-        (Some(Ok(())), _) => Ok(()),
+        (Some(Ok(())), _) => Ok(Control { stop, thread }),
         (Some(Err(error)), Some(address)) => Err(cannot_listen("admin HTTP", address, &error)),
         _ => Err(StartError::new(code::OS_ERROR, "the control thread did not start", "see the log above")),
     }
