@@ -339,12 +339,10 @@ impl<S: Supply> GroupCommit<S> {
                 let mut state = self.state.borrow_mut();
                 let batch = state.queue.pop_front();
                 state.in_flight = batch.is_some();
-                if batch.is_none() {
-                    if state.health != Health::Open {
-                        state.has_ended = true;
-                        self.ended.notify_all();
-                        return;
-                    }
+                if batch.is_none() && state.health != Health::Open {
+                    state.has_ended = true;
+                    self.ended.notify_all();
+                    return;
                 }
                 batch
             };

@@ -607,9 +607,9 @@ impl<D: Disk> JournalWriter<D> {
     pub(crate) fn entries(&mut self, disk: &D, entries: &[u8]) -> io::Result<()> {
         // A checkpoint that cannot be written is given up; the journal itself is what counts.
         self.build(disk, |building| building.append(entries)).ok();
-        let Some(current) = &mut self.current else {
-            return Err(io::Error::other("there is no journal file"));
-        };
+        // Without a file (it was given up) they are lost, unless the checkpoint under way took them: the next one says
+        // what became of all messages.
+        let Some(current) = &mut self.current else { return Ok(()) };
         current.append(entries)?;
         self.unsynced_bytes += entries.len() as u64;
         Ok(())
@@ -620,11 +620,9 @@ impl<D: Disk> JournalWriter<D> {
         self.large.push(number);
     }
 
-    /// Makes all outcomes durable; answers the large bodies that may go now.
+    /// Makes all outcomes durable; answers the large bodies that may go now. After an error the caller gives up.
     pub(crate) fn sync(&mut self) -> io::Result<Vec<u64>> {
-        let Some(current) = &self.current else {
-            return Err(io::Error::other("there is no journal file"));
-        };
+        let Some(current) = &self.current else { return Ok(Vec::new()) };
         if self.unsynced_bytes > 0 {
             current.file.sync()?;
             self.unsynced_bytes = 0;
@@ -672,7 +670,7 @@ impl<D: Disk> JournalWriter<D> {
 
 /// Knows up to where each segment has been announced without a gap.
 #[derive(Debug, Default)]
-pub(crate) struct Tracker(HashMap<u64, Progress>);
+pub(crate) struct Tracker(BTreeMap<u64, Progress>);
 
 #[derive(Debug)]
 struct Progress {
@@ -680,30 +678,48 @@ struct Progress {
     known: u32,
     /// Records announced before one in front of them: first slot, slots.
     ahead: BTreeMap<u32, u32>,
+    /// Those of them that are done. A scan will find them, so every checkpoint must name them.
+    done_ahead: BTreeMap<u32, QueueId>,
+}
+
+impl Progress {
+    fn known_up_to(known: u32) -> Progress {
+        Progress { known, ahead: BTreeMap::new(), done_ahead: BTreeMap::new() }
+    }
 }
 
 impl Tracker {
     /// A segment found at start is known as a whole.
     pub(crate) fn whole(&mut self, segment: u64, len: u64) {
-        self.0.insert(segment, Progress { known: (len / SLOT_BYTES) as u32, ahead: BTreeMap::new() });
+        self.0.insert(segment, Progress::known_up_to((len / SLOT_BYTES) as u32));
     }
 
     /// A record was announced.
     pub(crate) fn note(&mut self, location: Location, slots: u32) {
         let first = (DATA_START / SLOT_BYTES) as u32;
-        let progress =
-            self.0.entry(location.segment()).or_insert_with(|| Progress { known: first, ahead: BTreeMap::new() });
+        let progress = self.0.entry(location.segment()).or_insert_with(|| Progress::known_up_to(first));
         progress.ahead.insert(location.slot(), slots);
         while let Some(slots) = progress.ahead.remove(&progress.known) {
             progress.known += slots;
         }
+        progress.done_ahead = progress.done_ahead.split_off(&progress.known);
     }
 
-    /// "scanned" entries of the segments that are still in use.
+    /// A message is done.
+    pub(crate) fn note_done(&mut self, queue_id: QueueId, location: Location) {
+        if let Some(progress) = self.0.get_mut(&location.segment())
+            && location.slot() >= progress.known
+        {
+            progress.done_ahead.insert(location.slot(), queue_id);
+        }
+    }
+
+    /// "scanned" entries of the segments that are still in use, and "done" for what lies behind and is done already.
     pub(crate) fn put_scanned(&mut self, out: &mut Vec<u8>, in_use: impl Fn(u64) -> bool) {
         self.0.retain(|segment, _| in_use(*segment));
         for (segment, progress) in &self.0 {
             put_scanned(out, *segment, u64::from(progress.known) * SLOT_BYTES);
+            progress.done_ahead.values().for_each(|queue_id| put_done(out, *queue_id));
         }
     }
 }

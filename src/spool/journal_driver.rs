@@ -110,6 +110,7 @@ impl Journal {
         // Looked up before the segment can go.
         let may_be_large = size > self.shared.large_body_bytes as u64;
         let large = if may_be_large { self.reader.large_number(location) } else { None };
+        self.tracker.note_done(queue_id, location);
         self.queue.entries(|out| journal::put_done(out, queue_id));
         if let Some(number) = large {
             self.queue.push(Command::RemoveLarge(number), 0);
@@ -136,7 +137,7 @@ impl Journal {
         self.checkpoint = Some(Checkpoint::default());
         let mut scanned = Vec::new();
         let table = &self.shared.table;
-        self.tracker.put_scanned(&mut scanned, |segment| table.contains(segment));
+        self.tracker.put_scanned(&mut scanned, |segment| table.may_be_found(segment));
         let bytes = scanned.len();
         self.queue.push(Command::Begin(scanned), bytes);
     }

@@ -89,6 +89,9 @@ impl<D: Disk> Keeper<D> {
             return Err(io::Error::other("a free segment of another length"));
         }
         file.preallocate(header.len)?;
+        // Its name as a free file must be durable before its old header goes, or a power cut leaves a segment whose name
+        // and header disagree.
+        self.disk.sync_folder(SEGMENTS)?;
         file.write_at(&header.encode_head(), 0)?;
         file.sync()?;
         Ok(file)
@@ -110,7 +113,7 @@ impl<D: Disk> Keeper<D> {
         }
     }
 
-    /// Gives up a segment that nobody reads or writes: its file waits for reuse, or goes.
+    /// Gives up a segment that nobody reads or writes: its file waits for reuse, or goes. The caller syncs the folder.
     pub(crate) fn retire(&self, number: u64, len: u64) -> io::Result<()> {
         let name = file_name(SEGMENTS, number, "seg");
         let wanted = len == self.segment_bytes && self.state.lock().free.len() < self.free_max;

@@ -33,6 +33,12 @@ impl Mapping {
         Ok(Mapping(map))
     }
 
+    /// A mapping of nothing, for tests that count but do not read.
+    #[cfg(test)]
+    pub(crate) fn of_nothing() -> Mapping {
+        Mapping(memmap2::MmapMut::map_anon(1).and_then(memmap2::MmapMut::make_read_only).expect("a page of memory"))
+    }
+
     /// All octets of the file. Only those of committed records may be read.
     pub fn bytes(&self) -> &[u8] {
         &self.0

@@ -24,6 +24,8 @@ mod record;
 mod recovery;
 mod segment;
 mod shard;
+#[cfg(test)]
+mod simulation;
 mod stats;
 mod table;
 #[cfg(test)]

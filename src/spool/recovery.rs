@@ -149,7 +149,9 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     let mut found = Vec::new();
     let mut free = Vec::new();
     let mut keep = Keep::default();
-    for name in disk.list(SEGMENTS)? {
+    let mut names = disk.list(SEGMENTS)?;
+    names.sort_unstable();
+    for name in names {
         if let Some(number) = number_of(&name, "new") {
             highest = highest.max(number);
             leftovers.push(file_name(SEGMENTS, number, "new"));
@@ -401,7 +403,9 @@ fn orphans<D: Disk>(
     if !keep.pinned.is_empty() {
         return Ok(Vec::new());
     }
-    Ok(bodies.into_keys().filter(|number| !named.contains(number)).collect())
+    let mut orphans: Vec<u64> = bodies.into_keys().filter(|number| !named.contains(number)).collect();
+    orphans.sort_unstable();
+    Ok(orphans)
 }
 
 /// Makes what was recovered the new beginning: a fresh journal, then the clearing away of what it makes needless. Returns
@@ -417,7 +421,8 @@ pub(crate) fn settle<D: Disk>(
     }
     let stay: Vec<FoundSegment> = recovered.segments.iter().filter(|segment| segment.live > 0).copied().collect();
     let mut scanned = Vec::new();
-    for segment in &stay {
+    // Those that go, too: a power cut may bring their files back.
+    for segment in &recovered.segments {
         put_scanned(&mut scanned, segment.header.number, segment.header.len);
     }
     let mut writer = JournalWriter::new();
@@ -448,6 +453,7 @@ pub(crate) fn settle<D: Disk>(
             disk.open(&file_name(SEGMENTS, number, "seg"))?.give_back(segment.end, len)?;
         }
     }
+    disk.sync_folder(SEGMENTS)?;
     for number in &recovered.large_orphans {
         disk.remove(&file_name(LARGE, *number, "body"))?;
     }

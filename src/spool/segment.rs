@@ -12,8 +12,8 @@ use std::io;
 pub const DATA_START: u64 = 4 * PAGE_BYTES;
 /// Offset of the seal.
 pub const SEAL_OFFSET: u64 = 2 * PAGE_BYTES;
-/// Shortest segment.
-pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// Shortest segment that is read; `open` makes none under 1 MiB.
+pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 
 const MAGIC: [u8; 8] = *b"RMSEGMNT";
 const SEAL_MAGIC: [u8; 8] = *b"RMSEALED";

@@ -10,7 +10,7 @@ use super::queue_id::SEGMENT_BYTES_MAX;
 use super::read::SpoolReader;
 use super::record::{PAGE_BYTES, RecordBody, RecordDraft};
 use super::recovery::{self, RecoveryReport};
-use super::segment::{SEGMENT_BYTES_MIN, SegmentHeader};
+use super::segment::SegmentHeader;
 use super::stats::SpoolStats;
 use super::table::{SegmentEntry, SegmentTable};
 use super::{Committed, DraftBody, Durability, MessageDraft, OpenError, Opened, Options, SpoolError};
@@ -42,6 +42,7 @@ pub(super) struct Shared {
     _lock: File,
 }
 
+const SEGMENT_BYTES_MADE_MIN: u64 = 1 << 20;
 const HELPER_THREADS: usize = 2;
 const HELPER_QUEUE: usize = 4096;
 /// How old the knowledge of free space may be.
@@ -54,7 +55,7 @@ const FREE_BYTES_AGE: Duration = Duration::from_secs(1);
 /// See [`OpenError`].
 pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
     let segment_bytes = options.segment_bytes.next_multiple_of(PAGE_BYTES);
-    if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
+    if !(SEGMENT_BYTES_MADE_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
         return Err(OpenError::SegmentBytes);
     }
     let disk = OsDisk::new(folder)?;
@@ -144,6 +145,7 @@ impl Shared {
     fn sweep(&self) {
         let mut retiring = self.retiring.lock();
         retiring.extend(self.table.take_free());
+        let mut gone = Vec::new();
         let mut index = 0;
         while index < retiring.len() {
             // The table has given it up, so nobody can get another reference: one is ours, and the last.
@@ -154,10 +156,16 @@ impl Shared {
             let entry = retiring.swap_remove(index);
             let (number, len) = (entry.header.number, entry.header.len);
             drop(entry);
-            // A file that cannot be renamed stays, and is found empty at the next start.
-            drop(self.keeper.retire(number, len));
+            // A file that cannot be renamed stays, and is freed by the next start.
+            if self.keeper.retire(number, len).is_ok() {
+                gone.push(number);
+            }
         }
         drop(retiring);
+        // Until that is durable, checkpoints go on naming them: found again, they would have nothing to deliver.
+        if !gone.is_empty() && self.keeper.disk.sync_folder(SEGMENTS).is_ok() {
+            self.table.note_gone(&gone);
+        }
         self.keeper.remove_large_bodies();
     }
 

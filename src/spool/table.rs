@@ -6,7 +6,7 @@ use super::mapping::Mapping;
 use super::record::Salt;
 use super::segment::SegmentHeader;
 use parking_lot::RwLock;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -71,35 +71,52 @@ impl SegmentEntry {
 
 /// All segments in use, by number.
 #[derive(Debug, Default)]
-pub(crate) struct SegmentTable(RwLock<HashMap<u64, Arc<SegmentEntry>>>);
+pub(crate) struct SegmentTable {
+    segments: RwLock<HashMap<u64, Arc<SegmentEntry>>>,
+    /// Taken out, but a power cut may bring their files back.
+    leaving: RwLock<HashSet<u64>>,
+}
 
 impl SegmentTable {
     pub(crate) fn insert(&self, entry: SegmentEntry) -> Arc<SegmentEntry> {
         let entry = Arc::new(entry);
-        self.0.write().insert(entry.header.number, entry.clone());
+        self.segments.write().insert(entry.header.number, entry.clone());
         entry
     }
 
-    pub(crate) fn segment(&self, number: u64) -> Option<Arc<SegmentEntry>> {
-        self.0.read().get(&number).cloned()
+    /// These files are gone, durably.
+    pub(crate) fn note_gone(&self, numbers: &[u64]) {
+        let mut leaving = self.leaving.write();
+        for number in numbers {
+            leaving.remove(number);
+        }
     }
 
-    pub(crate) fn contains(&self, number: u64) -> bool {
-        self.0.read().contains_key(&number)
+    pub(crate) fn segment(&self, number: u64) -> Option<Arc<SegmentEntry>> {
+        self.segments.read().get(&number).cloned()
+    }
+
+    /// A start might find this segment.
+    pub(crate) fn may_be_found(&self, number: u64) -> bool {
+        self.segments.read().contains_key(&number) || self.leaving.read().contains(&number)
     }
 
     /// Counts a finished message; `true` when its segment became free.
     pub(crate) fn note_finished(&self, number: u64) -> bool {
-        self.0.read().get(&number).is_some_and(|entry| entry.note_finished())
+        self.segments.read().get(&number).is_some_and(|entry| entry.note_finished())
     }
 
-    /// Takes out every free segment. No reader can get them any more; those that have one still hold it.
+    /// Takes out every free segment. No reader can get them any more; those that have one still hold it. To be followed by
+    /// [`SegmentTable::note_gone`].
     pub(crate) fn take_free(&self) -> Vec<Arc<SegmentEntry>> {
-        if !self.0.read().values().any(|entry| entry.is_free()) {
+        if !self.segments.read().values().any(|entry| entry.is_free()) {
             return Vec::new();
         }
-        let mut table = self.0.write();
-        let free: Vec<u64> = table.values().filter(|entry| entry.is_free()).map(|entry| entry.header.number).collect();
+        let mut table = self.segments.write();
+        let mut free: Vec<u64> =
+            table.values().filter(|entry| entry.is_free()).map(|entry| entry.header.number).collect();
+        free.sort_unstable();
+        self.leaving.write().extend(&free);
         free.iter().filter_map(|number| table.remove(number)).collect()
     }
 }
