@@ -68,8 +68,9 @@ mod code {
 pub fn run(config: Config, log: &EventLog) -> Result<(), StartError> {
     rt::probe().map_err(|error| StartError::new(code::OS_ERROR, error.message, error.hint))?;
     // Caught from here on: a stop during the start is a stop right after it.
-    let mut signals = Signals::new([SIGTERM, SIGINT])
-        .map_err(|error| StartError::new(code::OS_ERROR, format!("signals cannot be caught: {error}"), "report this"))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| {
+        StartError::new(code::OS_ERROR, format!("signals cannot be caught: {error}"), "report this")
+    })?;
     let config = Arc::new(config);
     let running = start(&config, log)?;
     let reason = match signals.forever().next() {
@@ -430,13 +431,17 @@ fn open_spool(config: &Config) -> Result<spool::Opened, StartError> {
     };
     let folder = config.data_dir.join("spool");
     spool::open(&folder, options).map_err(|error| match &error {
-        spool::OpenError::Locked { .. } => StartError::new(code::TEMPORARY, error.to_string(), "one data folder serves one process"),
+        spool::OpenError::Locked { .. } => {
+            StartError::new(code::TEMPORARY, error.to_string(), "one data folder serves one process")
+        }
         spool::OpenError::Io(io_error) if io_error.kind() == io::ErrorKind::PermissionDenied => StartError::new(
             code::NO_PERMISSION,
             error.to_string(),
             format!("{} must be writable by the account of ringmail", folder.display()),
         ),
-        spool::OpenError::Io(_) => StartError::new(code::IO_ERROR, error.to_string(), "check the disk and its free space"),
+        spool::OpenError::Io(_) => {
+            StartError::new(code::IO_ERROR, error.to_string(), "check the disk and its free space")
+        }
         spool::OpenError::UnknownVersion { .. } | spool::OpenError::SegmentBytes => {
             StartError::new(code::CONFIG, error.to_string(), "use the ringmail that wrote it, or a newer one")
         }
@@ -444,7 +449,11 @@ fn open_spool(config: &Config) -> Result<spool::Opened, StartError> {
 }
 
 fn os_error(error: io::Error) -> StartError {
-    StartError::new(code::OS_ERROR, format!("the system refused: {error}"), "check limits of threads, memory and descriptors")
+    StartError::new(
+        code::OS_ERROR,
+        format!("the system refused: {error}"),
+        "check limits of threads, memory and descriptors",
+    )
 }
 
 fn random_seed() -> u64 {

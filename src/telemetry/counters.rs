@@ -251,7 +251,7 @@ impl Meter {
         self.heartbeats.increment();
     }
 
-    /// [`Meter::retire`] was called.
+    /// It ended in good order.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
     }

@@ -399,7 +399,7 @@ impl World {
                 _ => (quick, finish(all(delivered()), LaneState::Open)),
             },
             Manner::Picky => {
-                let outcome = |index: &u16| if index % 3 == 0 { bounced() } else { delivered() };
+                let outcome = |index: &u16| if index.is_multiple_of(3) { bounced() } else { delivered() };
                 let outcomes = job.recipients.iter().map(|index| (*index, outcome(index))).collect();
                 (quick, finish(outcomes, LaneState::Open))
             }
