@@ -3,6 +3,6 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {
-    println!("ringmail");
+fn main() -> std::process::ExitCode {
+    ringmail::cli::main()
 }

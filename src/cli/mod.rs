@@ -1,1 +1,63 @@
-//! (placeholder header, replaced by the owner of this module)
+//! The command line: what can be asked for, how it is explained, and with which exit code it ends.
+//!
+//! `ringmail run` is the server (`run`); `queue` commands ask the running server over its admin address (`client`);
+//! `config` and `user` commands work on files.
+
+mod arguments;
+mod client;
+mod config;
+mod exit;
+mod queue;
+pub mod run;
+mod user;
+
+use arguments::{Arguments, Command, ConfigCommand};
+use clap::Parser;
+use clap::error::ErrorKind;
+use std::process::ExitCode;
+
+pub use exit::Failure;
+
+/// Does what the command line of this process says.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return not_understood(&error),
+    };
+    match perform(arguments) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("ringmail: {failure}");
+            failure.code.into()
+        }
+    }
+}
+
+/// Help and version go to standard output and are no failure.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    // Nothing is left to say when even this cannot be printed.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => exit::USAGE.into(),
+    }
+}
+
+fn perform(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let file = arguments.config.as_deref();
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Run => Ok(run::run(load(file)?)),
+        Command::Config(ConfigCommand::Check) => config::check(file),
+        Command::Config(ConfigCommand::Show) => config::show(file),
+        Command::Queue(command) => queue::perform(&load(file)?.config, command),
+        Command::User(command) => user::perform(&load(file)?.config, command),
+        Command::Version => {
+            println!("ringmail {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn load(file: Option<&std::path::Path>) -> Result<crate::config::Loaded, Failure> {
+    crate::config::load(file).map_err(|error| Failure::new(exit::CONFIG, error.to_string()))
+}

@@ -62,7 +62,7 @@ impl<T> Pool<T> {
         }
         let key = self.key_end();
         assert!(key < NONE - 1, "the pool is full");
-        if key as usize % CHUNK == 0 {
+        if (key as usize).is_multiple_of(CHUNK) {
             self.chunks.push(Vec::with_capacity(CHUNK));
         }
         self.chunks.last_mut().expect("a chunk was pushed when none had room").push(Entry::Occupied(value));

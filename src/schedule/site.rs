@@ -130,6 +130,8 @@ pub struct Site {
     pub hops: usize,
     /// It is in the ring of sites that may have something to start.
     pub in_ring: bool,
+    /// It found all lanes taken by other sites and waits for one.
+    pub starved: bool,
     /// Source addresses used, for taking turns.
     pub sources_used: usize,
 }
@@ -155,6 +157,7 @@ impl Site {
             deferred: 0,
             hops: 0,
             in_ring: false,
+            starved: false,
             sources_used: 0,
         }
     }

@@ -251,7 +251,8 @@ impl Meter {
         self.heartbeats.increment();
     }
 
-    pub(super) fn is_retired(&self) -> bool {
+    /// It ended in good order.
+    pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
     }
 

@@ -96,6 +96,7 @@ impl Scheduler {
             if self.start_one(now, key) {
                 self.wake_site(key);
             }
+            self.wake_starved();
         }
     }
 
@@ -142,7 +143,8 @@ impl Scheduler {
 
     /// All lanes are taken: asks an idle one of another site to close; the site waits for its end. Gives false.
     fn make_room(&mut self, now: u64, key: u32) -> bool {
-        if !self.starved.contains(&key) {
+        let site = &mut self.sites[key as usize];
+        if !std::mem::replace(&mut site.starved, true) {
             self.starved.push_back(key);
         }
         let idle = self.sites.iter().find_map(|(_, site)| match site.key {
@@ -252,10 +254,19 @@ impl Scheduler {
         site.idle.retain(|other| *other != lane);
         self.wake_site(entry.site);
         self.forget_site(entry.site);
-        while let Some(waiting) = self.starved.pop_front() {
-            self.wake_site(waiting);
-            if self.sites.get(waiting as usize).is_some_and(|site| site.in_ring) {
-                break;
+        self.wake_starved();
+    }
+
+    /// While there is room for a lane, lets the next site look that found none. If it cannot use it, the one after it
+    /// follows, see [`Scheduler::dispatch`].
+    fn wake_starved(&mut self) {
+        while self.lanes.len() < self.settings.lanes_max {
+            let Some(key) = self.starved.pop_front() else { return };
+            let Some(site) = self.sites.get_mut(key as usize) else { continue };
+            site.starved = false;
+            self.wake_site(key);
+            if self.sites[key as usize].in_ring {
+                return;
             }
         }
     }
@@ -305,11 +316,8 @@ impl Scheduler {
         let outcomes =
             part.recipients.all().iter().map(|index| (*index, Outcome::Deferred(deferral.clone()))).collect();
         let queue_id = self.messages[part.message].queue_id;
-        if let Some(shard) = self.lanes[&lane].shard {
-            self.actions.push_back(Action::CloseLane { shard, lane });
-        }
         let lane_state = LaneState::Failed;
-        self.handle_job_done(now, JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 0 });
+        self.job_ended(now, JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 0 }, true);
     }
 
     /// Whether a site that has something ready could start it now; never true when there are no actions left.

@@ -508,7 +508,7 @@ impl Scheduler {
     /// An empty scheduler. `seed` is of jitter and of hashing.
     pub fn new(settings: Settings, router: Router, seed: u64, now: u64) -> Scheduler {
         let mut random = Random::new(seed);
-        let hash_seed = random.next();
+        let hash_seed = random.bits();
         let fixed_hops = vec![None; router.routes().len()];
         let shard_lanes = vec![0; settings.shards];
         Scheduler {

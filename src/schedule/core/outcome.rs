@@ -32,12 +32,22 @@ struct Sorted {
 impl Scheduler {
     /// A job came back.
     pub fn handle_job_done(&mut self, now: u64, done: JobDone) {
-        let Some(lane) = self.lanes.get_mut(&done.lane) else {
+        self.job_ended(now, done, false);
+    }
+
+    /// A job came back, or is given up: then its lane still has to be closed.
+    pub(super) fn job_ended(&mut self, now: u64, done: JobDone, given_up: bool) {
+        let lane = self.lanes.get_mut(&done.lane);
+        let Some(lane) = lane else {
             self.totals.strays += 1;
             return;
         };
         let LaneUse::Busy { part, first, closed, .. } = lane.state else {
+            // The late end of a job that was given up: too late for its recipients, but perhaps the end of the lane.
             self.totals.strays += 1;
+            if done.lane_state != LaneState::Open {
+                self.lane_gone(done.lane);
+            }
             return;
         };
         lane.state = LaneUse::Idle;
@@ -57,6 +67,7 @@ impl Scheduler {
         self.parts[part].state = PartState::Loose;
         self.settle(now, part, sorted, &context);
         match done.lane_state {
+            _ if given_up => self.close_lane(now, done.lane),
             LaneState::Open if !closed => self.lane_free(now, done.lane),
             _ => self.lane_gone(done.lane),
         }

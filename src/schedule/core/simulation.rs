@@ -1,1 +1,572 @@
-//! Sim.
+//! Histories of the core against simulated far sides: everything follows from one seed, which is printed first.
+//!
+//! What must hold in every history: each recipient ends once, in the way that its far side allows; nothing is tried
+//! before its time, twice at once, or after its end; limits of connections and recipients hold; nothing that is due
+//! waits while its site could take it; failures are final only when their DSN is durable; a restart from what the
+//! journal holds loses nothing. Replay one: `RINGMAIL_SEED=N cargo nextest run one_seed --no-capture`.
+
+use super::tests::{START, bounced, deferred, delivered, reply, route_to, settings, smarthost};
+use super::*;
+use crate::bus::{DeferralScope, JobDone, LaneState, Outcome};
+use crate::dns::route::RouteFailure;
+use std::collections::{BTreeMap, HashMap as Map, HashSet};
+
+/// How a far side behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Manner {
+    /// Takes everything.
+    Good,
+    /// Takes so many connections; one more fails, or a job on it gets 421.
+    Throttling(usize),
+    /// Defers each recipient until some time after it saw it first.
+    Greylisting(u64),
+    /// No connection ever.
+    Dead,
+    /// Dead and good by turns.
+    Flapping(u64),
+    /// Connections break, jobs cross ends, some recipients are deferred.
+    Lossy,
+    /// Some recipients do not exist.
+    Picky,
+    /// Never answers: the watchdog ends its jobs.
+    Hanging,
+}
+
+#[derive(Debug)]
+enum Event {
+    Accept(Incoming),
+    Routed(HopId, String),
+    Done(JobDone),
+    Idle(LaneId, u64),
+    Closed(LaneId),
+    Submitted(u64, bool),
+    Flush,
+    Restart,
+}
+
+/// What the world knows of a recipient.
+#[derive(Default, Debug)]
+struct Truth {
+    delivered: u32,
+    recorded: Option<RecipientRecord>,
+    not_before: u64,
+    running: bool,
+    first_seen: Option<u64>,
+    attempts: u16,
+}
+
+struct World {
+    seed: u64,
+    random: Random,
+    now: u64,
+    core: Scheduler,
+    settings: Settings,
+    router: Router,
+    /// Manner by site name.
+    manners: BTreeMap<String, Manner>,
+    /// Site by domain.
+    hosts: BTreeMap<String, String>,
+    events: BTreeMap<(u64, u64), Event>,
+    event_next: u64,
+    messages: Map<QueueId, (Incoming, Vec<Truth>)>,
+    done: HashSet<QueueId>,
+    delay_dsns: Map<QueueId, u32>,
+    /// Open connections: site and the last use; and how many jobs each has now.
+    lanes: Map<LaneId, (String, u64, usize)>,
+    closed: HashSet<LaneId>,
+    flushed_at: u64,
+    digest: u64,
+    jobs: u64,
+}
+
+impl World {
+    fn new(seed: u64, big: bool) -> World {
+        let mut random = Random::new(seed);
+        let delay_ms_min = 1_000 + random.below(60_000);
+        let settings = Settings {
+            delay_ms_min,
+            delay_ms_max: delay_ms_min * (1 + random.below(16)),
+            lifetime_ms: delay_ms_min * (10 + random.below(40)),
+            delay_dsn_after_ms: delay_ms_min * (2 + random.below(20)),
+            pause_ms_min: delay_ms_min / 5,
+            pause_ms_max: delay_ms_min * 2,
+            connections_max: 1 + random.below(12) as usize,
+            lanes_max: if random.below(4) == 0 { 3 + random.below(10) as usize } else { 4096 },
+            mailbox_jobs_max: 1 + random.below(8) as usize,
+            recipients_max: 1 + random.below(20) as usize,
+            route_fresh_ms: 1 + random.below(120_000),
+            route_stale_ms: 1 + random.below(600_000),
+            job_ms_max: 60_000,
+            ..settings()
+        };
+        let router = Router::new(&["local.test".into()], &[smarthost("fixed.test"), smarthost(".hub.test")]);
+        let (sites, domains, messages) = match big {
+            true => (200 + random.below(200), 600, 1_500),
+            false => (1 + random.below(6), 1 + random.below(12), 5 + random.below(40)),
+        };
+        let manners: Vec<(String, Manner)> =
+            (0..sites).map(|n| (format!("mx:host{n}"), random_manner(&mut random))).collect();
+        let mut hosts = BTreeMap::new();
+        for n in 0..domains {
+            hosts.insert(format!("d{n}.test"), manners[random.below(sites) as usize].0.clone());
+        }
+        let mut manners: BTreeMap<String, Manner> = manners.into_iter().collect();
+        for fixed in ["route:fixed.test", "route:.hub.test", "mailbox"] {
+            let manner = if fixed == "mailbox" { Manner::Picky } else { random_manner(&mut random) };
+            manners.insert(fixed.into(), manner);
+        }
+        let mut world = World {
+            seed,
+            core: Scheduler::new(settings.clone(), router.clone(), seed, START),
+            random,
+            now: START,
+            settings,
+            router,
+            manners,
+            hosts,
+            events: BTreeMap::new(),
+            event_next: 0,
+            messages: Map::new(),
+            done: HashSet::new(),
+            delay_dsns: Map::new(),
+            lanes: Map::new(),
+            closed: HashSet::new(),
+            flushed_at: 0,
+            digest: 0,
+            jobs: 0,
+        };
+        world.plan(messages);
+        world
+    }
+
+    fn plan(&mut self, messages: u64) {
+        let span = 1 + self.random.below(self.settings.lifetime_ms);
+        for n in 0..messages {
+            let at = START + self.random.below(span);
+            let incoming = self.random_message(n, at);
+            self.after(at - START, Event::Accept(incoming));
+        }
+        if self.random.below(3) == 0 {
+            let at = self.random.below(span * 2);
+            self.after(at, Event::Flush);
+        }
+        if self.random.below(3) == 0 {
+            let at = self.random.below(span * 2);
+            self.after(at, Event::Restart);
+        }
+    }
+
+    fn random_message(&mut self, n: u64, at: u64) -> Incoming {
+        let count = if self.random.below(3) == 0 { 1 + self.random.below(30) } else { 1 };
+        let domains: Vec<String> = self.hosts.keys().cloned().collect();
+        let recipients = (0..count).map(|_| {
+            let domain = match self.random.below(20) {
+                0 => "local.test".to_string(),
+                1 => "fixed.test".to_string(),
+                2 => "a.hub.test".to_string(),
+                3 => "nowhere.test".to_string(),
+                _ => domains[self.random.below(domains.len() as u64) as usize].clone(),
+            };
+            IncomingRecipient { domain: domain.into(), pending: Some((0, 0)) }
+        });
+        let recipients = recipients.collect();
+        Incoming {
+            queue_id: QueueId((1 << 24) + n * 8),
+            location: Location((1 << 24) + n * 8),
+            arrival_ms: at,
+            size: 100 + n,
+            null_reverse_path: self.random.below(5) == 0,
+            priority: self.random.below(3) as i8 - 1,
+            delay_dsn_sent: false,
+            recipients,
+        }
+    }
+
+    fn after(&mut self, delay: u64, event: Event) {
+        self.event_next += 1;
+        self.events.insert((self.now + delay, self.event_next), event);
+    }
+
+    /// Runs the history to its end and gives a digest of it.
+    fn run(mut self) -> (u64, u64) {
+        let limit = START + 4 * self.settings.lifetime_ms + 48 * 3_600_000;
+        loop {
+            let event = self.events.first_key_value().map(|((at, _), _)| *at);
+            let deadline = self.core.next_deadline().map(|at| at.max(self.now));
+            let empty = self.core.message_count() == 0;
+            let Some(next) = event.into_iter().chain(deadline.filter(|_| !empty)).min() else { break };
+            assert!(
+                next < limit,
+                "seed {}: the history does not end: {}",
+                self.seed,
+                self.core.queue_summary(self.now)
+            );
+            self.now = self.now.max(next);
+            if deadline.is_some_and(|deadline| deadline <= self.now) {
+                self.core.handle_timeout(self.now);
+            }
+            while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= self.now) {
+                let event = entry.remove();
+                self.happen(event);
+                self.carry_out();
+            }
+            self.carry_out();
+        }
+        self.check_end();
+        (self.digest, self.jobs)
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Accept(incoming) => {
+                let truths = incoming.recipients.iter().map(|_| Truth::default()).collect();
+                self.messages.insert(incoming.queue_id, (incoming.clone(), truths));
+                self.core.handle_accepted(self.now, incoming);
+            }
+            Event::Routed(hop, domain) => {
+                let answer = self.route(&domain);
+                self.core.handle_routed(self.now, hop, answer);
+            }
+            Event::Done(done) => self.job_done(done),
+            Event::Idle(lane, since) => {
+                if self.lanes.get(&lane).is_some_and(|(_, used, jobs)| *used == since && *jobs == 0) {
+                    self.close(lane);
+                    self.core.handle_lane_closed(lane);
+                }
+            }
+            Event::Closed(lane) => {
+                self.close(lane);
+                self.core.handle_lane_closed(lane);
+            }
+            Event::Submitted(token, good) => {
+                self.core.handle_submitted(self.now, token, if good { Ok(()) } else { Err("full".into()) });
+            }
+            Event::Flush => {
+                self.flushed_at = self.now;
+                self.core.flush(self.now);
+            }
+            Event::Restart => self.restart(),
+        }
+    }
+
+    fn route(&mut self, domain: &str) -> Result<crate::dns::route::ResolvedRoute, RouteFailure> {
+        if domain == "nowhere.test" {
+            return Err(RouteFailure::Permanent(reply(550, "no such domain")));
+        }
+        if self.random.below(10) == 0 {
+            return Err(RouteFailure::Transient(reply(451, "no answer")));
+        }
+        let site = self.hosts.get(domain).map_or("fixed", |site| &site[3..]);
+        Ok(route_to(&[site]))
+    }
+
+    /// The process dies: what the journal holds comes back, running jobs and open connections are gone.
+    fn restart(&mut self) {
+        self.core = Scheduler::new(self.settings.clone(), self.router.clone(), self.seed ^ self.now, self.now);
+        self.lanes.clear();
+        let gone = |event: &Event| !matches!(event, Event::Accept(_) | Event::Flush | Event::Restart);
+        self.events.retain(|_, event| !gone(event));
+        let mut live: Vec<QueueId> = self.messages.keys().filter(|id| !self.done.contains(id)).copied().collect();
+        live.sort_unstable();
+        for id in live {
+            let (incoming, truths) = self.messages.get_mut(&id).expect("it was just listed");
+            let mut survivor = incoming.clone();
+            survivor.delay_dsn_sent = self.delay_dsns.contains_key(&id);
+            for (recipient, truth) in survivor.recipients.iter_mut().zip(truths) {
+                truth.running = false;
+                recipient.pending = match truth.recorded {
+                    None => Some((0, 0)),
+                    Some(RecipientRecord::Pending { attempts, next_ms }) => Some((attempts, next_ms)),
+                    Some(_) => None,
+                };
+                truth.attempts = recipient.pending.map_or(0, |(attempts, _)| attempts);
+                truth.not_before = recipient.pending.map_or(0, |(_, next_ms)| next_ms);
+            }
+            self.core.handle_accepted(self.now, survivor);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(action) = self.core.poll_action(self.now) {
+            match action {
+                Action::Lookup { hop, target } => {
+                    let LookupTarget::Domain(domain) = target else {
+                        self.after(1, Event::Routed(hop, String::new()));
+                        continue;
+                    };
+                    let delay = self.random.below(2_000);
+                    self.after(delay, Event::Routed(hop, domain.to_string()));
+                }
+                Action::Deliver { job, .. } => self.deliver(job, None),
+                Action::DeliverMailbox(job) => self.deliver(job, Some("mailbox")),
+                Action::CloseLane { lane, .. } => {
+                    let delay = self.random.below(200);
+                    self.after(delay, Event::Closed(lane));
+                }
+                Action::Report(report) => self.report(report),
+                Action::Record(record) => self.record(record),
+                Action::Log(entry) => self.log(&entry),
+                Action::SitePaused { until_ms, .. } => {
+                    assert!(until_ms <= self.now + self.settings.pause_ms_max * 6 / 5 + 1);
+                }
+            }
+        }
+        assert_eq!(self.core.neglected_site(self.now), None, "seed {}", self.seed);
+    }
+
+    fn deliver(&mut self, job: Job, local: Option<&str>) {
+        let seed = self.seed;
+        self.jobs += 1;
+        self.digest = crate::schedule::random::mix(self.digest ^ self.now ^ job.queue_id.0 ^ job.lane.0);
+        let name = match (local, &job.open) {
+            (Some(name), _) => name.to_string(),
+            (None, Some(endpoint)) => endpoint.site.to_string(),
+            (None, None) => {
+                self.lanes.get(&job.lane).map(|lane| lane.0.clone()).expect("a job without `open` uses an open lane")
+            }
+        };
+        let is_new = local.is_none() && job.open.is_some();
+        assert!(!job.recipients.is_empty() && job.recipients.len() <= self.settings.recipients_max, "seed {seed}");
+        assert!(!self.done.contains(&job.queue_id), "seed {seed}: a job for a message that is done");
+        let (_, truths) = self.messages.get_mut(&job.queue_id).expect("only accepted messages have jobs");
+        for index in &job.recipients {
+            let truth = &mut truths[*index as usize];
+            assert!(!truth.running, "seed {seed}: {} of {} runs twice at once", index, job.queue_id);
+            let waits = self.now + TICK_MS <= truth.not_before && self.flushed_at < truth.not_before;
+            let flushed =
+                self.flushed_at > 0 && self.flushed_at + 1 >= self.now.saturating_sub(self.settings.lifetime_ms);
+            assert!(!waits || flushed, "seed {seed}: {} of {} came early", index, job.queue_id);
+            assert!(!matches!(
+                truth.recorded,
+                Some(RecipientRecord::Delivered | RecipientRecord::Bounced | RecipientRecord::Expired)
+            ));
+            truth.running = true;
+            truth.first_seen.get_or_insert(self.now);
+            assert_eq!(truth.attempts, job.attempts, "seed {seed}");
+        }
+        let lane = self.lanes.entry(job.lane).or_insert_with(|| (name.clone(), 0, 0));
+        lane.1 = self.now;
+        lane.2 += 1;
+        assert_eq!(lane.2, 1, "seed {seed}: a lane takes one job at a time");
+        let open = self.lanes.values().filter(|lane| lane.0 == name).count();
+        let max = if local.is_some() { self.settings.mailbox_jobs_max } else { self.settings.connections_max };
+        assert!(open <= max, "seed {seed}: {open} connections to {name}");
+        let all = self.lanes.values().filter(|lane| lane.0 != "mailbox").count();
+        assert!(all <= self.settings.lanes_max, "seed {seed}: {all} connections");
+        let (delay, done) = self.answer(&job, &name, open, is_new);
+        if let Some(done) = done {
+            self.after(delay, Event::Done(done));
+        }
+    }
+
+    fn answer(&mut self, job: &Job, site: &str, open: usize, is_new: bool) -> (u64, Option<JobDone>) {
+        let manner = self.manners[site];
+        let (lane, queue_id, now) = (job.lane, job.queue_id, self.now);
+        let finish =
+            |outcomes, lane_state| Some(JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 1 });
+        let all = |outcome: Outcome| job.recipients.iter().map(|index| (*index, outcome.clone())).collect();
+        let quick = 5 + self.random.below(300);
+        let down = || finish(all(deferred(DeferralScope::Site)), LaneState::Failed);
+        match manner {
+            Manner::Good => (quick, finish(all(delivered()), LaneState::Open)),
+            Manner::Throttling(limit) if open > limit => (quick, down()),
+            Manner::Throttling(_) => (quick, finish(all(delivered()), LaneState::Open)),
+            Manner::Greylisting(wait) => {
+                let truths = &self.messages[&queue_id].1;
+                let outcome = |index: &u16| {
+                    let first = truths[*index as usize].first_seen.unwrap_or(now);
+                    if now >= first + wait { delivered() } else { deferred(DeferralScope::Recipient) }
+                };
+                let outcomes = job.recipients.iter().map(|index| (*index, outcome(index))).collect();
+                (quick, finish(outcomes, LaneState::Open))
+            }
+            Manner::Dead => (3_000, down()),
+            Manner::Flapping(period) if (now - START) / period % 2 == 1 => (quick, down()),
+            Manner::Flapping(_) => (quick, finish(all(delivered()), LaneState::Closed)),
+            Manner::Lossy => match self.random.below(8) {
+                0 => (quick, down()),
+                1 if !is_new => (quick, finish(all(Outcome::NotTried), LaneState::Closed)),
+                2 => (quick, finish(all(delivered()), LaneState::Failed)),
+                3 => {
+                    let mixed = job.recipients.iter().enumerate().map(|(n, index)| match n % 4 {
+                        0 => (*index, deferred(DeferralScope::Recipient)),
+                        1 => (*index, delivered()),
+                        2 => (*index, bounced()),
+                        _ => (*index, Outcome::NotTried),
+                    });
+                    (quick, finish(mixed.collect(), LaneState::Open))
+                }
+                _ => (quick, finish(all(delivered()), LaneState::Open)),
+            },
+            Manner::Picky => {
+                let outcome = |index: &u16| if index.is_multiple_of(3) { bounced() } else { delivered() };
+                let outcomes = job.recipients.iter().map(|index| (*index, outcome(index))).collect();
+                (quick, finish(outcomes, LaneState::Open))
+            }
+            Manner::Hanging => (0, None),
+        }
+    }
+
+    fn job_done(&mut self, done: JobDone) {
+        let Some(lane) = self.lanes.get_mut(&done.lane) else { return };
+        lane.1 = self.now;
+        lane.2 = 0;
+        match done.lane_state {
+            LaneState::Open => {
+                let idle = 1 + self.random.below(5_000);
+                self.after(idle, Event::Idle(done.lane, self.now));
+            }
+            _ => self.close(done.lane),
+        }
+        let (_, truths) = self.messages.get_mut(&done.queue_id).expect("it was accepted");
+        for (index, outcome) in &done.outcomes {
+            let truth = &mut truths[*index as usize];
+            truth.running = false;
+            truth.delivered += u32::from(matches!(outcome, Outcome::Delivered(_)));
+        }
+        self.core.handle_job_done(self.now, done);
+    }
+
+    fn close(&mut self, lane: LaneId) {
+        self.lanes.remove(&lane);
+        self.closed.insert(lane);
+    }
+
+    fn report(&mut self, report: Report) {
+        let (incoming, truths) = &self.messages[&report.queue_id];
+        assert!(!incoming.null_reverse_path, "seed {}: a DSN to nobody", self.seed);
+        let mut named: Vec<u16> = report.recipients.iter().map(|recipient| recipient.recipient).collect();
+        named.dedup();
+        assert!(!named.is_empty() && named.len() == report.recipients.len());
+        for recipient in &report.recipients {
+            let truth = &truths[recipient.recipient as usize];
+            assert!(report.kind == ReportKind::Delay || truth.delivered == 0, "a DSN about a delivered recipient");
+        }
+        let good = self.random.below(5) > 0;
+        if good && report.kind == ReportKind::Delay {
+            *self.delay_dsns.entry(report.queue_id).or_default() += 1;
+            assert_eq!(self.delay_dsns[&report.queue_id], 1, "seed {}: told of a delay twice", self.seed);
+        }
+        let delay = self.random.below(500);
+        self.after(delay, Event::Submitted(report.token, good));
+    }
+
+    fn record(&mut self, record: Record) {
+        let seed = self.seed;
+        match record {
+            Record::Recipient { queue_id, recipient, state } => {
+                let truth = &mut self.messages.get_mut(&queue_id).expect("it was accepted").1[recipient as usize];
+                let is_final = |state| !matches!(state, RecipientRecord::Pending { .. });
+                assert!(!truth.recorded.is_some_and(is_final), "seed {seed}: {recipient} of {queue_id} ends twice");
+                if let RecipientRecord::Pending { attempts, next_ms } = state {
+                    let delay = next_ms - self.now;
+                    assert!(
+                        delay >= self.settings.delay_ms_min * 4 / 5 && delay <= self.settings.delay_ms_max * 6 / 5 + 1
+                    );
+                    (truth.attempts, truth.not_before, truth.running) = (attempts, next_ms, false);
+                }
+                truth.recorded = Some(state);
+            }
+            Record::DelayDsnSent(_) => {}
+            Record::Done { queue_id, size, .. } => {
+                assert_eq!(size, self.messages[&queue_id].0.size);
+                assert!(self.done.insert(queue_id), "seed {seed}: {queue_id} is done twice");
+            }
+        }
+    }
+
+    fn log(&mut self, entry: &LogEntry) {
+        for (index, fate, _) in &entry.recipients {
+            let (incoming, truths) = &self.messages[&entry.queue_id];
+            let truth = &truths[*index as usize];
+            match fate {
+                Fate::Delivered => assert_eq!(truth.delivered, 1, "seed {}", self.seed),
+                Fate::Expired => {
+                    assert_eq!(truth.delivered, 0);
+                    let age = self.now - incoming.arrival_ms;
+                    assert!(age >= self.settings.lifetime_ms, "seed {}: expired at {age}", self.seed);
+                    let site = self.hosts.get(&*incoming.recipients[*index as usize].domain);
+                    let good = site.is_some_and(|site| self.manners[site] == Manner::Good);
+                    // Lookups may fail for long, and few lanes for all may be taken by slow sites; otherwise not.
+                    let crowded = self.settings.lanes_max < 4096;
+                    assert!(!good || crowded || truth.attempts > 2, "seed {}: starved at a good site", self.seed);
+                }
+                Fate::Bounced | Fate::Deferred { .. } => assert_eq!(truth.delivered, 0, "seed {}", self.seed),
+            }
+        }
+    }
+
+    fn check_end(&self) {
+        let seed = self.seed;
+        assert_eq!(self.core.message_count(), 0, "seed {seed}: {}", self.core.queue_summary(self.now));
+        assert_eq!((self.core.recipient_count(), self.core.running_count()), (0, 0), "seed {seed}");
+        assert!(self.core.reports.is_empty() && self.core.parts.is_empty() && self.core.replies.is_empty());
+        for (id, (incoming, truths)) in &self.messages {
+            assert!(self.done.contains(id), "seed {seed}: {id} is not done");
+            for (recipient, truth) in incoming.recipients.iter().zip(truths) {
+                assert!(truth.delivered <= 1, "seed {seed}: {id} was delivered {} times", truth.delivered);
+                let ended_well = truth.delivered == 1;
+                let recorded_well = truth.recorded == Some(RecipientRecord::Delivered);
+                assert!(!recorded_well || ended_well, "seed {seed}: {id} is recorded as delivered and was not");
+                let nowhere = &*recipient.domain == "nowhere.test";
+                assert!(!nowhere || !ended_well);
+            }
+        }
+    }
+}
+
+fn random_manner(random: &mut Random) -> Manner {
+    match random.below(10) {
+        0..=2 => Manner::Good,
+        3 => Manner::Throttling(1 + random.below(4) as usize),
+        4 => Manner::Greylisting(random.below(100_000)),
+        5 => Manner::Dead,
+        6 => Manner::Flapping(10_000 + random.below(300_000)),
+        7 => Manner::Lossy,
+        8 => Manner::Picky,
+        _ => Manner::Hanging,
+    }
+}
+
+fn histories(seeds: std::ops::Range<u64>, big: bool) {
+    let mut jobs = 0;
+    for seed in seeds {
+        println!("seed {seed}");
+        jobs += World::new(seed, big).run().1;
+    }
+    assert!(jobs > 0);
+}
+
+#[test]
+fn small_histories_1() {
+    histories(0..1000, false);
+}
+
+#[test]
+fn small_histories_2() {
+    histories(1000..2000, false);
+}
+
+#[test]
+fn small_histories_3() {
+    histories(2000..3000, false);
+}
+
+#[test]
+fn hundreds_of_sites() {
+    histories(1_000_000..1_000_004, true);
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 50..60 {
+        assert_eq!(World::new(seed, false).run(), World::new(seed, false).run(), "seed {seed}");
+    }
+}
+
+#[test]
+fn one_seed() {
+    let seed = std::env::var("RINGMAIL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    println!("seed {seed}");
+    World::new(seed, seed >= 1_000_000).run();
+}

@@ -160,7 +160,7 @@ impl Scheduler {
     fn message_json(&self, key: u32) -> Value {
         let message = &self.messages[key];
         json!({
-            "queue_id": message.queue_id.to_string(),
+            "id": message.queue_id.to_string(),
             "arrival_ms": message.arrival_ms,
             "size": message.size,
             "recipients": message.live,

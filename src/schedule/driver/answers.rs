@@ -115,7 +115,7 @@ impl Asker {
             LookupTarget::Mx(domain) => NextHop::Mx(domain),
             LookupTarget::Host { host, port } => NextHop::Host { host, port: *port },
         };
-        let mut random = || self.random.borrow_mut().next();
+        let mut random = || self.random.borrow_mut().bits();
         resolve_route(&self.resolver, next_hop, &self.identity, &self.options, &mut random).await
     }
 }

@@ -12,6 +12,8 @@ mod answers;
 mod log;
 mod outbox;
 mod reports;
+#[cfg(test)]
+mod tests;
 
 use super::core::{Action, Incoming, IncomingRecipient, RecipientRecord, Record, Scheduler};
 use super::{Router, Settings};

@@ -1,0 +1,135 @@
+//! The grammar of the command line and its help.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A mail relay: accepts mail by SMTP, stores it durably, delivers it to MX hosts or local mailboxes, serves mailboxes
+/// over POP3.
+#[derive(Parser, Debug)]
+#[command(
+    name = "ringmail",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Examples:\n  \
+        ringmail                       run with /etc/ringmail/ringmail.toml, or without it on the embedded default\n  \
+        ringmail user add joe          make a mailbox and login\n  \
+        ringmail queue list            see what waits and why\n\n\
+        Exit codes are those of sysexits.h: 64 usage, 69 server not running, 77 not allowed, 78 configuration."
+)]
+pub(super) struct Arguments {
+    /// Read this configuration file instead of /etc/ringmail/ringmail.toml
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Command {
+    /// Run the server in the foreground until SIGTERM or SIGINT (this is also what happens without a command)
+    Run,
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// See and change what waits for delivery; asks the running server
+    #[command(subcommand)]
+    Queue(QueueCommand),
+    /// Manage mailboxes and logins
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Print name and version
+    Version,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum ConfigCommand {
+    /// Read the configuration and say what is wrong with it; ends with 78 if anything is
+    Check,
+    /// Print the configuration that is in force, every key with its value (passwords are hidden)
+    Show,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum QueueCommand {
+    /// List queued messages, oldest first
+    List(ListArguments),
+    /// Show one message: each recipient that waits, why, and until when
+    #[command(after_help = "Example: ringmail queue show 0000000G0001")]
+    Show(ShowArguments),
+    /// Count messages and recipients, by site and state
+    Summary(FormArguments),
+    /// Try everything that waits now, whatever its time
+    Flush,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct FormArguments {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ListArguments {
+    /// Print JSON: a list of objects
+    #[arg(long)]
+    pub json: bool,
+    /// Messages at most
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub limit: u32,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ShowArguments {
+    /// Queue ID, as the log and `queue list` show it
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Print JSON: one object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum UserCommand {
+    /// Add a user: a login for SMTP and POP3, and a mailbox NAME@ every local domain
+    #[command(
+        after_help = "Examples:\n  ringmail user add joe\n  echo 'the password' | ringmail user add joe --password-stdin\n\n\
+        A running server takes the new user over within a second."
+    )]
+    Add(AddArguments),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct AddArguments {
+    /// Letters, digits, '.', '_' and '-'; it begins with a letter or digit
+    pub name: String,
+    /// Read the password from standard input (its first line) instead of asking
+    #[arg(long)]
+    pub password_stdin: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_the_server_runs() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
+        assert!(parse("ringmail").unwrap().command.is_none());
+        let arguments = parse("ringmail queue list --limit 5 --config x.toml").unwrap();
+        assert_eq!(arguments.config, Some("x.toml".into()));
+        assert!(matches!(
+            arguments.command,
+            Some(Command::Queue(QueueCommand::List(ListArguments { limit: 5, json: false })))
+        ));
+        assert_eq!(parse("ringmail fly").unwrap_err().kind(), ErrorKind::InvalidSubcommand);
+        assert_eq!(parse("ringmail queue list --limit 0").unwrap_err().kind(), ErrorKind::ValueValidation);
+    }
+}

@@ -1,0 +1,234 @@
+//! `ringmail config check` and `ringmail config show`.
+
+use super::exit::Failure;
+use crate::bus::{Protocol, TlsPolicy};
+use crate::config::{Config, NextHopConfig, Route};
+use std::fmt::{Display, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Says whether the configuration can be run, and what is hardly meant.
+pub(super) fn check(file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let loaded = super::load(file)?;
+    for warning in &loaded.warnings {
+        eprintln!("{}: warning: {warning}", loaded.source);
+    }
+    println!("{}: the configuration is valid", loaded.source);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what is in force.
+pub(super) fn show(file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let loaded = super::load(file)?;
+    print!("# in force from: {}\n{}", loaded.source.escape_debug(), to_toml(&loaded.config));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What stands in place of a password.
+const HIDDEN: &str = "(hidden)";
+
+/// TOML that, read again, gives the same configuration, but for passwords.
+fn to_toml(config: &Config) -> String {
+    let mut out = String::new();
+    let mut section = Section(&mut out);
+    section.text("hostname", &config.hostname);
+    section.text("data_dir", config.data_dir.display());
+    section.plain("shards", config.shards);
+    for listener in &config.smtp_listeners {
+        section.begin("[[smtp]]");
+        section.text("address", listener.address);
+        section.plain("auth_without_tls", listener.auth_without_tls);
+        section.plain("auth_required", listener.auth_required);
+    }
+    for listener in &config.pop3_listeners {
+        section.begin("[[pop3]]");
+        section.text("address", listener.address);
+        section.plain("auth_without_tls", listener.auth_without_tls);
+    }
+    section.begin("[admin]");
+    section.plain("enabled", config.admin.is_some());
+    if let Some(address) = config.admin {
+        section.text("address", address);
+    }
+    section.begin("[relay]");
+    section.list("trusted_networks", &config.relay.trusted_networks);
+    section.list("relay_domains", &config.relay.relay_domains);
+    section.begin("[mailboxes]");
+    section.list("local_domains", &config.mailboxes.local_domains);
+    section.text("users_file", below(&config.data_dir, &config.mailboxes.users_file).display());
+    section.text("aliases_file", below(&config.data_dir, &config.mailboxes.aliases_file).display());
+    section.text("mail_dir", below(&config.data_dir, &config.mailboxes.mail_dir).display());
+    config.routes.iter().for_each(|route| show_route(&mut section, route));
+    show_times_and_limits(&mut section, config);
+    section.begin("[dns]");
+    section.list("servers", &config.dns.servers);
+    section.text("timeout", Span(config.dns.timeout));
+    section.plain("attempts", config.dns.attempts);
+    section.begin("[spool]");
+    section.text("segment_size", Size(config.spool.segment_bytes));
+    section.text("free_space_min", Size(config.spool.free_bytes_min));
+    if let Some(tls) = &config.tls {
+        section.begin("[tls]");
+        section.text("certificate", tls.certificate.display());
+        section.text("key", tls.key.display());
+    }
+    out
+}
+
+/// Paths of mailboxes are read as relative to the data folder.
+fn below<'a>(data_dir: &Path, path: &'a Path) -> &'a Path {
+    path.strip_prefix(data_dir).unwrap_or(path)
+}
+
+fn show_route(section: &mut Section<'_>, route: &Route) {
+    section.begin("[[route]]");
+    section.text("domain", &route.domain);
+    match &route.next_hop {
+        NextHopConfig::Host { host, port } => {
+            section.text("host", host);
+            section.plain("port", port);
+        }
+        NextHopConfig::Mx(domain) => section.text("mx", domain),
+    }
+    let protocol = match route.protocol {
+        Protocol::Smtp => "smtp",
+        Protocol::Lmtp => "lmtp",
+    };
+    let tls = match route.tls {
+        TlsPolicy::None => "none",
+        TlsPolicy::Opportunistic => "opportunistic",
+        TlsPolicy::Encrypt => "encrypt",
+        TlsPolicy::Verify => "verify",
+    };
+    section.text("protocol", protocol);
+    section.text("tls", tls);
+    if let Some(credentials) = &route.credentials {
+        section.text("username", &credentials.username);
+        section.text("password", HIDDEN);
+    }
+}
+
+fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
+    section.begin("[limits]");
+    let limits = &config.limits;
+    section.text("message_size_max", Size(limits.message_bytes_max));
+    section.plain("recipients_max", limits.recipients_max);
+    section.plain("hops_max", limits.hops_max);
+    section.text("command_timeout", Span(limits.command_timeout));
+    section.text("data_timeout", Span(limits.data_timeout));
+    section.plain("errors_max", limits.errors_max);
+    section.plain("sessions_max", limits.sessions_max);
+    section.text("stop_timeout", Span(limits.stop_timeout));
+    section.begin("[retry]");
+    let retry = &config.retry;
+    section.text("delay_min", Span(retry.delay_min));
+    section.text("delay_max", Span(retry.delay_max));
+    section.text("lifetime", Span(retry.lifetime));
+    section.text("delay_dsn_after", Span(retry.delay_dsn_after));
+    section.begin("[delivery]");
+    let delivery = &config.delivery;
+    section.plain("connections_max", delivery.connections_max);
+    section.plain("messages_per_connection", delivery.messages_per_connection);
+    section.plain("recipients_per_transaction", delivery.recipients_per_transaction);
+    section.plain("port", delivery.port);
+    section.plain("allow_private_targets", delivery.allow_private_targets);
+    section.text("connect_timeout", Span(delivery.connect_timeout));
+    section.text("reply_timeout", Span(delivery.reply_timeout));
+    section.text("data_end_timeout", Span(delivery.data_end_timeout));
+    section.text("idle_timeout", Span(delivery.idle_timeout));
+    section.list("source_addresses", &delivery.source_addresses);
+}
+
+/// Writes sections and their keys.
+struct Section<'a>(&'a mut String);
+
+impl Section<'_> {
+    fn begin(&mut self, header: &str) {
+        writeln!(self.0, "\n{header}").expect("a String takes everything");
+    }
+
+    fn plain(&mut self, key: &str, value: impl Display) {
+        writeln!(self.0, "{key} = {value}").expect("a String takes everything");
+    }
+
+    fn text(&mut self, key: &str, value: impl Display) {
+        self.plain(key, toml::Value::String(value.to_string()));
+    }
+
+    fn list(&mut self, key: &str, values: &[impl Display]) {
+        let values = values.iter().map(|value| toml::Value::String(value.to_string())).collect();
+        self.plain(key, toml::Value::Array(values));
+    }
+}
+
+/// Octets in the largest unit that leaves no fraction.
+struct Size(u64);
+
+impl Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        match units.iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor)) {
+            Some((unit, factor)) => write!(f, "{} {unit}", self.0 / factor),
+            None => write!(f, "{} B", self.0),
+        }
+    }
+}
+
+/// A duration in the largest unit that leaves no fraction.
+struct Span(Duration);
+
+impl Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = self.0.as_millis();
+        let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+        match units.iter().find(|(_, factor)| ms.is_multiple_of(*factor)) {
+            Some(_) if ms == 0 => f.write_str("0s"),
+            Some((unit, factor)) => write!(f, "{}{unit}", ms / factor),
+            None => write!(f, "{ms}ms"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn config_of(text: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ringmail.toml");
+        std::fs::write(&file, text).unwrap();
+        load(Some(&file)).unwrap_or_else(|error| panic!("{error}\n{text}")).config
+    }
+
+    #[track_caller]
+    fn check(text: &str) {
+        let config = config_of(text);
+        assert_eq!(format!("{config:?}"), format!("{:?}", config_of(&to_toml(&config))));
+    }
+
+    #[test]
+    fn what_is_shown_gives_the_same_configuration() {
+        check(crate::config::EMBEDDED_DEFAULT);
+        check(
+            "hostname = \"mx.a.test\"\ndata_dir = \"/d \\\"x\\\"\"\nshards = 3\n\
+             [[smtp]]\naddress = \"127.0.0.1:25\"\nauth_required = true\n\
+             [[pop3]]\naddress = \"[::1]:110\"\n[admin]\nenabled = false\n\
+             [relay]\ntrusted_networks = []\nrelay_domains = [\"a.test\", \".a.test\"]\n\
+             [limits]\nmessage_size_max = 1000000\ncommand_timeout = \"90s\"\n[mailboxes]\nlocal_domains = [\"b.test\"]\n\
+             [[route]]\ndomain = \"*\"\nhost = \"::1\"\nport = 26\nprotocol = \"lmtp\"\ntls = \"none\"\n\
+             [[route]]\ndomain = \"x.test\"\nmx = \"y.test\"\ntls = \"verify\"\nusername = \"u\"\npassword = \"(hidden)\"\n\
+             [delivery]\nsource_addresses = [\"192.0.2.1\"]\nidle_timeout = \"1s\"\n[dns]\nservers = [\"[::1]:53\"]\n",
+        );
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let config = config_of(
+            "[[smtp]]\naddress = \"127.0.0.1:25\"\n[[route]]\ndomain = \"*\"\nhost = \"a.test\"\n\
+             username = \"u\"\npassword = \"s3cret\"\n",
+        );
+        assert!(!to_toml(&config).contains("s3cret"));
+    }
+}
