@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+pub mod appliance;
 pub mod bus;
 pub mod cli;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod pop3;
 pub mod receive;
 pub mod rt;
 pub mod schedule;
+pub mod shard;
 pub mod smtp;
 pub mod spool;
 pub mod telemetry;

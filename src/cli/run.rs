@@ -1,10 +1,31 @@
-//! `ringmail run`: the threads, their start and their end, in order.
+//! `ringmail run`: starts the log, hands over to the appliance, and turns what went wrong into an exit code.
 
+use crate::appliance;
 use crate::config::Loaded;
+use crate::telemetry::{EventLog, diagnostics};
 use std::process::ExitCode;
 
 /// Runs the server until it is told to stop.
 pub fn run(loaded: Loaded) -> ExitCode {
-    eprintln!("ringmail: the server is not part of this build ({})", loaded.source);
-    ExitCode::from(69)
+    let (log, writer) = match EventLog::start(std::io::stderr()) {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("ringmail: the log thread cannot be started: {error}");
+            return ExitCode::from(71);
+        }
+    };
+    diagnostics::install(log.clone());
+    tracing::info!("configuration: {}", loaded.source);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let ran = appliance::run(loaded.config, &log);
+    writer.finish();
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringmail: {error}");
+            ExitCode::from(error.code)
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::rt;
 use crate::smtp::Reply;
 use crate::smtp::server::{AuthOffer, SessionConfig};
 use crate::spool::ShardSpool;
-use crate::telemetry::{Counters, Event, EventLog};
+use crate::telemetry::{Event, EventLog, Meter};
 use crate::tls::TlsAcceptor;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -80,7 +80,7 @@ pub struct Context {
     /// The event log.
     pub log: EventLog,
     /// This shard's counters.
-    pub counters: Arc<Counters>,
+    pub meter: Arc<Meter>,
 }
 
 /// The receiving side of one shard. Cloning shares it.
@@ -156,6 +156,7 @@ impl Receiver {
 
     fn accept(&self, config: Arc<SessionConfig>, stream: rt::TcpStream, peer: SocketAddr) {
         let state = &self.0;
+        state.context.meter.counters.connections_smtp_in.increment();
         let Some(permit) = state.context.gate.enter() else {
             return self.refuse(&config.hostname, stream, peer, Reply::new(421, (4, 3, 2), "too many connections"));
         };
@@ -166,6 +167,7 @@ impl Receiver {
         let deadline = stream.deadline_handle();
         let key = state.sessions.borrow_mut().insert(OpenSession { deadline, idle: idle.clone() });
         let receiver = self.clone();
+        state.context.meter.counters.sessions_smtp_in.increment();
         state.group.spawn(async move {
             // Given back also when the session panics.
             let _registration = Registration { receiver: receiver.clone(), key, _permit: permit };
@@ -175,7 +177,8 @@ impl Receiver {
 
     /// Tells a connection that cannot be served why, and closes it.
     fn refuse(&self, hostname: &str, mut stream: rt::TcpStream, peer: SocketAddr, reply: Reply) {
-        let line = format!("{} {} {hostname} {}\r\n", reply.code, "4.3.2", reply.text);
+        let line = format!("{reply} ({hostname})\r\n");
+        self.0.context.meter.counters.connections_refused.increment();
         self.0.context.log.log(Event::Refused {
             client: peer.ip(),
             helo: None,
@@ -222,5 +225,6 @@ struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.receiver.0.sessions.borrow_mut().remove(self.key);
+        self.receiver.0.context.meter.counters.sessions_smtp_in.decrement();
     }
 }

@@ -26,6 +26,8 @@ const LARGE_READ_BYTES: usize = 64 << 10;
 const MESSAGE_TIME_MAX: Duration = Duration::from_secs(3600);
 /// A TLS handshake has to be done by then.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(60);
+/// Time for writing replies, storing a message, checking a login: the deadline of the read before must not end them.
+const WORK_TIME: Duration = Duration::from_secs(600);
 /// Body octets to gather before they are written to a large message's file.
 const LARGE_CHUNK_BYTES: usize = 256 << 10;
 
@@ -116,6 +118,7 @@ impl Driver<'_> {
 
     async fn flush(&mut self) -> Result<(), Lost> {
         if !self.session.output().is_empty() {
+            self.stream.set_deadline(rt::now() + self.context().config.limits.command_timeout);
             self.stream.write_all(self.session.output()).await?;
             self.session.clear_output();
         }
@@ -213,11 +216,16 @@ impl Driver<'_> {
     }
 
     async fn authenticate(&self, username: &str, password: &str) -> Result<Arc<str>, Reply> {
+        self.stream.set_deadline(rt::now() + WORK_TIME);
         match self.context().authenticator.verify(username, password.as_bytes()).await {
-            AuthResult::Accepted(user) => Ok(user),
+            AuthResult::Accepted(user) => {
+                self.context().meter.counters.auth_succeeded.increment();
+                Ok(user)
+            }
             AuthResult::Rejected => {
                 let client = self.peer.ip();
                 let login = username.to_owned();
+                self.context().meter.counters.auth_failed.increment();
                 self.context().log.log(telemetry::Event::AuthFailed { client, protocol: "smtp", login });
                 Err(Reply::new(535, (5, 7, 8), "user name or password is wrong"))
             }
@@ -243,6 +251,7 @@ impl Driver<'_> {
         self.flush().await?;
         let arrival_ms = rt::unix_ms();
         let (received, large) = self.receive_octets().await?;
+        self.stream.set_deadline(rt::now() + WORK_TIME);
         let (body, no_leading_dots) = match received {
             Received::Message { body, no_leading_dots } => (body, no_leading_dots),
             Received::TooLarge => return Ok(Err(Reply::new(552, (5, 3, 4), "the message is larger than SIZE"))),
@@ -344,8 +353,10 @@ impl Driver<'_> {
     }
 
     async fn announce(&self, envelope: &Envelope, committed: &Committed, arrival_ms: u64, tls: Option<String>) {
-        let Context { scheduler, log, counters, .. } = self.context();
-        counters.messages_accepted.add(1);
+        let Context { scheduler, log, meter, .. } = self.context();
+        meter.counters.messages_accepted.increment();
+        meter.counters.bytes_accepted.add(committed.size);
+        meter.counters.recipients_accepted.add(envelope.recipients.len() as u64);
         log.log(telemetry::Event::Accepted {
             id: committed.queue_id,
             reverse_path: envelope.reverse_path.clone(),
@@ -364,6 +375,12 @@ impl Driver<'_> {
 
     fn note_refusal<T>(&self, stage: &'static str, recipient: Option<String>, result: &Result<T, Reply>) {
         let Err(reply) = result else { return };
+        let counters = &self.context().meter.counters;
+        match stage {
+            "mail" => counters.senders_refused.increment(),
+            "rcpt" => counters.recipients_refused.increment(),
+            _ => counters.messages_refused.increment(),
+        }
         self.context().log.log(telemetry::Event::Refused {
             client: self.peer.ip(),
             helo: Some(self.session.helo().to_owned()),

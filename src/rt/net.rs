@@ -175,6 +175,18 @@ impl TcpListener {
     }
 }
 
+/// Fails with `AddrInUse` when another program listens on the address, also where it would share it
+/// (`SO_REUSEPORT`). Call it before the own listeners are bound.
+pub fn port_is_free(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of an earlier run that linger in TIME_WAIT are no hindrance.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(address))
+}
+
 /// Error numbers of accept(2) that are told apart.
 mod libc_errno {
     use rustix::io::Errno;

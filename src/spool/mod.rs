@@ -42,7 +42,7 @@ pub use record::fuzz_decode;
 pub use recovery::{Problem, RecoveryReport};
 pub use segment::Damage;
 pub use shard::{ShardSpool, ShardSpoolSeed, check, open};
-pub use stats::{BUCKETS, SpoolCounts, SpoolStats, bucket_max};
+pub use stats::{BUCKETS, SpoolCounts, SpoolStats, bucket_max, each_new};
 
 use crate::bus::AcceptedMessage;
 use crate::smtp::ReversePath;

@@ -80,6 +80,16 @@ pub fn bucket_max(index: usize) -> Option<u64> {
     (index + 1 < BUCKETS).then_some(1 << index)
 }
 
+/// Gives the buckets that have grown from one state of a distribution to the next: largest value, and by how many.
+pub fn each_new(before: &[u64; BUCKETS], after: &[u64; BUCKETS], mut each: impl FnMut(u64, u32)) {
+    for index in 0..BUCKETS {
+        let grown = after[index].saturating_sub(before[index]);
+        if grown > 0 {
+            each(1 << index, u32::try_from(grown).unwrap_or(u32::MAX));
+        }
+    }
+}
+
 fn bucket(value: u64) -> usize {
     (value.max(1).next_power_of_two().trailing_zeros() as usize).min(BUCKETS - 1)
 }

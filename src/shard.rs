@@ -1,0 +1,189 @@
+//! A shard: one executor with its listeners, its spool and its outbound lanes, and what the scheduler asks of it.
+
+use crate::bus::{ToScheduler, ToShard};
+use crate::config::Config;
+use crate::deliver::Outbound;
+use crate::mailbox::{Authenticator, DirectoryHandle};
+use crate::receive::{self, Receiver, SessionGate};
+use crate::rt;
+use crate::smtp::data;
+use crate::spool::{DraftBody, Envelope, MessageDraft, ShardSpool, ShardSpoolSeed, SpoolReader, SpoolStats};
+use crate::telemetry::{Event, EventLog, Meter};
+use crate::tls::{ClientTls, TlsAcceptor};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often counters of the spool are shown to the control thread, and its health is looked at.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Everything that a shard is made of. It can be sent to the thread that will run it.
+pub struct Seed {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Its spool.
+    pub spool: ShardSpoolSeed,
+    /// Reads messages of every shard.
+    pub reader: SpoolReader,
+    /// What the scheduler asks.
+    pub inbox: rt::Receiver<ToShard>,
+    /// To the scheduler.
+    pub scheduler: rt::Sender<ToScheduler>,
+    /// Users and aliases.
+    pub directory: DirectoryHandle,
+    /// Checks logins.
+    pub authenticator: Authenticator,
+    /// For inbound STARTTLS.
+    pub tls: Option<TlsAcceptor>,
+    /// For outbound STARTTLS.
+    pub client_tls: ClientTls,
+    /// Inbound sessions of all shards.
+    pub gate: Arc<SessionGate>,
+    /// The event log.
+    pub log: EventLog,
+    /// This executor's counters.
+    pub meter: Arc<Meter>,
+    /// Told once: the listeners are open, or which address is not to be had.
+    pub started: rt::OneshotSender<Result<(), (SocketAddr, std::io::Error)>>,
+    /// Told when inbound sessions have ended after `ToShard::StopAccepting`.
+    pub receiving_ended: rt::OneshotSender<()>,
+}
+
+/// Runs a shard until `ToShard::Stop`.
+pub async fn run(seed: Seed) {
+    let Seed { config, spool, reader, mut inbox, scheduler, directory, authenticator, .. } = seed;
+    let Seed { tls, client_tls, gate, log, meter, started, receiving_ended, .. } = seed;
+    rt::spawn(meter.clone().beat());
+    let mut bound = Vec::new();
+    for settings in &config.smtp_listeners {
+        match rt::TcpListener::bind(settings.address) {
+            Ok(listener) => bound.push((settings, listener)),
+            Err(error) => return started.send(Err((settings.address, error))),
+        }
+    }
+    let spool = Rc::new(spool.start());
+    let outbound = Outbound::new(reader, scheduler.clone(), client_tls, config.delivery.clone());
+    let receiver = Receiver::new(receive::Context {
+        config: config.clone(),
+        spool: spool.clone(),
+        scheduler: scheduler.clone(),
+        directory,
+        authenticator,
+        tls,
+        gate,
+        log: log.clone(),
+        meter: meter.clone(),
+    });
+    for (settings, listener) in bound {
+        receiver.listen(settings, listener);
+    }
+    started.send(Ok(()));
+    rt::spawn(report(spool.clone(), meter.clone()));
+    let submitter = Submitter { spool: spool.clone(), scheduler, log, meter: meter.clone() };
+    let mut receiving_ended = Some(receiving_ended);
+    while let Some(order) = inbox.recv().await {
+        match order {
+            ToShard::Deliver(job) => outbound.deliver(job),
+            ToShard::CloseLane(lane) => outbound.close_lane(lane),
+            ToShard::FreeSegment(number) => {
+                let spool = spool.clone();
+                rt::spawn(async move { spool.free_segment(number).await });
+            }
+            ToShard::Submit { token, envelope, content } => {
+                let submitter = submitter.clone();
+                rt::spawn(async move { submitter.submit(token, *envelope, content).await });
+            }
+            ToShard::StopAccepting => {
+                meter.set_not_ready("stopping");
+                if let Some(ended) = receiving_ended.take() {
+                    let receiver = receiver.clone();
+                    rt::spawn(async move {
+                        receiver.stop().await;
+                        ended.send(());
+                    });
+                }
+            }
+            ToShard::Stop => break,
+        }
+    }
+    let patience = rt::now() + config.limits.stop_timeout;
+    if rt::timeout(patience, outbound.stop()).await.is_err() {
+        tracing::warn!("outbound connections did not close in time");
+    }
+    spool.close().await;
+    meter.retire();
+}
+
+/// Shows what the spool counts, and whether this shard still accepts.
+async fn report(spool: Rc<ShardSpool>, meter: Arc<Meter>) {
+    let stats: Arc<SpoolStats> = spool.stats();
+    let mut shown = stats.counts();
+    if spool.healthy() {
+        meter.set_ready();
+    }
+    while !meter.is_retired() {
+        rt::sleep(REPORT_INTERVAL).await;
+        let counts = stats.counts();
+        meter.counters.spool_syncs.set_total(counts.syncs);
+        meter.counters.spool_bytes.set_total(counts.bytes);
+        meter.counters.spool_failures.set_total(counts.failures);
+        crate::spool::each_new(&shown.batch_messages, &counts.batch_messages, |value, count| {
+            meter.batch_messages.record_many(value, count);
+        });
+        crate::spool::each_new(&shown.sync_us_buckets, &counts.sync_us_buckets, |value, count| {
+            meter.sync_us.record_many(value, count);
+        });
+        shown = counts;
+        if !spool.healthy() {
+            meter.set_not_ready("the spool failed: its disk takes no more writes");
+        }
+    }
+}
+
+/// Stores messages that ringmail makes itself.
+#[derive(Clone)]
+struct Submitter {
+    spool: Rc<ShardSpool>,
+    scheduler: rt::Sender<ToScheduler>,
+    log: EventLog,
+    meter: Arc<Meter>,
+}
+
+impl Submitter {
+    async fn submit(self, token: u64, envelope: Envelope, content: Vec<u8>) {
+        let arrival_ms = rt::unix_ms();
+        let mut body = Vec::with_capacity(content.len() + 64);
+        let no_leading_dots = !data::stuff(&content, &mut body);
+        let draft = MessageDraft {
+            envelope: &envelope,
+            body: DraftBody::Memory(body),
+            no_leading_dots,
+            arrival_ms,
+            trace: &mut |_, _| {},
+        };
+        let result = match self.spool.commit(draft).await {
+            Ok(committed) => {
+                self.meter.counters.messages_accepted.increment();
+                self.log.log(Event::Accepted {
+                    id: committed.queue_id,
+                    reverse_path: envelope.reverse_path.clone(),
+                    recipients: envelope.recipients.len(),
+                    size: committed.size,
+                    client: None,
+                    helo: None,
+                    login: None,
+                    protocol: "local",
+                    tls: None,
+                    batch: committed.batch_len,
+                });
+                let accepted = committed.accepted(&envelope, arrival_ms);
+                // A scheduler that is gone finds the message at the next start.
+                let _ = self.scheduler.send(ToScheduler::Accepted(accepted)).await;
+                Ok(committed.queue_id)
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        let _ = self.scheduler.send(ToScheduler::Submitted { token, result }).await;
+    }
+}
