@@ -239,3 +239,99 @@ impl DiskFile for File {
         }
     }
 }
+
+/// A file in memory, some of whose octets may be unreadable, for tests.
+#[cfg(test)]
+pub(crate) struct MemoryFile {
+    pub(crate) bytes: parking_lot::Mutex<Vec<u8>>,
+    pub(crate) unreadable: std::ops::Range<u64>,
+}
+
+#[cfg(test)]
+impl MemoryFile {
+    pub(crate) fn new(bytes: Vec<u8>) -> MemoryFile {
+        MemoryFile { bytes: bytes.into(), unreadable: 0..0 }
+    }
+}
+
+#[cfg(test)]
+impl DiskFile for MemoryFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let end = offset + buffer.len() as u64;
+        if offset < self.unreadable.end && self.unreadable.start < end {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        let bytes = self.bytes.lock();
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        let len = rest.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut all = self.bytes.lock();
+        let end = offset as usize + bytes.len();
+        if all.len() < end {
+            all.resize(end, 0);
+        }
+        all[offset as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.lock().len() as u64)
+    }
+
+    fn preallocate(&self, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn give_back(&self, _from: u64, _to: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        Ok(offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_their_number() {
+        assert_eq!(file_name(SEGMENTS, 0xAB, "seg"), "segments/0000000AB.seg");
+        for (name, number) in [
+            ("0000000AB.seg", Some(0xAB)),
+            ("0000000ab.seg", None),
+            ("000000AB.seg", None),
+            ("0000000AB.free", None),
+            ("+000000AB.seg", None),
+            (".seg", None),
+        ] {
+            assert_eq!(number_of(name, "seg"), number, "{name}");
+        }
+    }
+
+    #[test]
+    fn room_that_is_given_back_reads_as_zeros_and_is_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = OsDisk::new(&folder.path().join("spool")).unwrap();
+        let file = disk.create("segments/x", 1 << 20).unwrap();
+        DiskFile::write_at(&file, &[1; 8192], 0).unwrap();
+        DiskFile::write_at(&file, &[1; 1 << 16], 1 << 19).unwrap();
+        file.sync().unwrap();
+        file.give_back(8192, 1 << 20).unwrap();
+        assert_eq!(DiskFile::len(&file).unwrap(), 1 << 20);
+        let mut octet = [9];
+        DiskFile::read_at(&file, &mut octet, 1 << 19).unwrap();
+        assert_eq!(octet, [0]);
+        assert!(file.next_data(8192).unwrap() > 1 << 19);
+        assert_eq!(file.next_data(0).unwrap(), 0);
+    }
+}

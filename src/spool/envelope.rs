@@ -334,3 +334,117 @@ impl<'a> Input<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::parse(text.as_bytes(), true).unwrap()
+    }
+
+    fn everything() -> Envelope {
+        Envelope {
+            reverse_path: ReversePath::Mailbox(address("\"quoted sender\"@example.com")),
+            recipients: vec![
+                Recipient {
+                    forward_path: address("a@[192.0.2.1]"),
+                    orcpt: Some("rfc822;a@example.org".into()),
+                    notify: Notify { success: true, failure: false, delay: true, explicit: true },
+                },
+                Recipient { forward_path: address("b@Example.NET"), orcpt: None, notify: Notify::default() },
+            ],
+            body_type: BodyType::EightBitMime,
+            smtputf8: true,
+            requiretls: true,
+            ret: Some(DsnReturn::Headers),
+            envid: Some("QQ314159".into()),
+            priority: -9,
+            origin: Origin::Smtp {
+                client: "2001:db8::1".parse().unwrap(),
+                helo: "client.example".into(),
+                login: Some("joe".into()),
+            },
+        }
+    }
+
+    fn least() -> Envelope {
+        Envelope {
+            reverse_path: ReversePath::Null,
+            recipients: vec![Recipient { forward_path: address("a@b"), orcpt: None, notify: Notify::default() }],
+            body_type: BodyType::SevenBit,
+            smtputf8: false,
+            requiretls: false,
+            ret: None,
+            envid: None,
+            priority: 0,
+            origin: Origin::Internal,
+        }
+    }
+
+    fn encode(envelope: &Envelope) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        envelope.encode(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for envelope in [everything(), least()] {
+            assert_eq!(Envelope::decode(&encode(&envelope)), Ok(envelope));
+        }
+    }
+
+    #[test]
+    fn every_beginning_and_every_surplus_is_an_error() {
+        for envelope in [everything(), least()] {
+            let mut bytes = encode(&envelope);
+            for len in 0..bytes.len() {
+                assert!(Envelope::decode(&bytes[..len]).is_err(), "{len} octets");
+            }
+            bytes.push(0);
+            assert_eq!(Envelope::decode(&bytes), Err(EnvelopeError::Length));
+        }
+    }
+
+    #[test]
+    fn values_that_nobody_writes_are_errors() {
+        let check = |offset: usize, octet: u8, error: EnvelopeError| {
+            let mut bytes = encode(&everything());
+            bytes[offset] = octet;
+            assert_eq!(Envelope::decode(&bytes), Err(error));
+        };
+        check(0, 2, EnvelopeError::Version(2));
+        check(1, 64, EnvelopeError::Value("flags"));
+        check(1, FLAG_INTERNAL | FLAG_LOGIN, EnvelopeError::Value("flags"));
+        check(2, 3, EnvelopeError::Value("body type"));
+        check(3, 3, EnvelopeError::Value("RET"));
+        check(7, b'@', EnvelopeError::Value("address"));
+        check(7, 0xFF, EnvelopeError::Value("string"));
+    }
+
+    #[test]
+    fn any_one_octet_may_be_anything() {
+        let bytes = encode(&everything());
+        for offset in 0..bytes.len() {
+            for octet in 0..=255 {
+                let mut changed = bytes.clone();
+                changed[offset] = octet;
+                if let Ok(envelope) = Envelope::decode(&changed) {
+                    assert_eq!(Envelope::decode(&encode(&envelope)), Ok(envelope));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn domains_are_routed_in_lower_case_a_labels() {
+        for (domain, routed) in [
+            ("Example.ORG", "example.org"),
+            ("bücher.Example", "xn--bcher-kva.example"),
+            ("[192.0.2.1]", "[192.0.2.1]"),
+        ] {
+            assert_eq!(routing_domain(domain), routed);
+        }
+    }
+}

@@ -689,9 +689,9 @@ impl Progress {
 }
 
 impl Tracker {
-    /// A segment found at start is known as a whole.
-    pub(crate) fn whole(&mut self, segment: u64, len: u64) {
-        self.0.insert(segment, Progress::known_up_to((len / SLOT_BYTES) as u32));
+    /// A segment found at start is known up to an offset: as a whole, unless it is damaged.
+    pub(crate) fn known_up_to(&mut self, segment: u64, offset: u64) {
+        self.0.insert(segment, Progress::known_up_to((offset / SLOT_BYTES) as u32));
     }
 
     /// A record was announced.
@@ -733,4 +733,203 @@ pub fn fuzz_replay(bytes: &[u8]) {
         }
     }
     assert!(replay.live.len() <= bytes.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::disk::MemoryFile;
+
+    const PENDING: RecipientState = RecipientState::Pending { attempts: 0, next_ms: 0 };
+
+    fn live(id: u64, domains: &[&str]) -> Survivor {
+        Survivor {
+            queue_id: QueueId(id),
+            location: Location(id),
+            arrival_ms: 5,
+            size: 100 + id,
+            null_reverse_path: id.is_multiple_of(2),
+            priority: -3,
+            delay_dsn_sent: id.is_multiple_of(3),
+            recipients: domains.iter().map(|domain| ((*domain).into(), PENDING)).collect(),
+        }
+    }
+
+    /// A journal file: a checkpoint of these messages, then blocks of entries, one frame each.
+    fn file(messages: &[Survivor], blocks: &[Vec<u8>]) -> (MemoryFile, Vec<u64>) {
+        let mut block = [0; HEADER_BYTES];
+        block[..8].copy_from_slice(&MAGIC);
+        block[8] = VERSION as u8;
+        block[16] = 7;
+        block[40] = 99;
+        let checksum = crc32c::crc32c(&block[..60]);
+        block[60..].copy_from_slice(&checksum.to_le_bytes());
+        let memory = MemoryFile::new(block.to_vec());
+        let mut journal = JournalFile { file: memory, number: 7, salt: Salt::new(7, 0), end: 64, checkpoint_bytes: 0 };
+        let mut entries = Vec::new();
+        put_scanned(&mut entries, 3, DATA_START + 64);
+        let mut encoder = LiveEncoder::default();
+        messages.iter().for_each(|message| encoder.put(&mut entries, &message.into()));
+        put_end(&mut entries, encoder.count);
+        journal.append(&entries).unwrap();
+        let mut ends = vec![journal.end];
+        for block in blocks {
+            journal.append(block).unwrap();
+            ends.push(journal.end);
+        }
+        (journal.file, ends)
+    }
+
+    fn replay(file: &MemoryFile) -> Option<Replay> {
+        Replay::read(file, 7).unwrap().unwrap()
+    }
+
+    fn entries(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = Vec::new();
+        put(&mut out);
+        out
+    }
+
+    fn survivors(file: &MemoryFile) -> Vec<Survivor> {
+        replay(file).unwrap().into_survivors()
+    }
+
+    #[test]
+    fn a_checkpoint_says_everything_of_each_message() {
+        let messages = [live(1, &["example.org", "example.net"]), live(2, &["example.org"]), live(6, &["[192.0.2.1]"])];
+        let (file, _) = file(&messages, &[]);
+        let replay = replay(&file).unwrap();
+        assert_eq!(replay.scanned, HashMap::from([(3, DATA_START + 64)]));
+        assert_eq!((replay.number_next, replay.damaged_frames), (99, 0));
+        assert!(Arc::ptr_eq(&replay.live[0].recipients[0].0, &replay.live[1].recipients[0].0), "one text per domain");
+        assert_eq!(replay.into_survivors(), messages);
+    }
+
+    #[test]
+    fn outcomes_apply_and_final_states_stay() {
+        let later = RecipientState::Pending { attempts: 2, next_ms: 9 };
+        let (file, _) = file(
+            &[live(1, &["a", "b"]), live(2, &["a"])],
+            &[entries(|out| {
+                put_recipient(out, QueueId(1), 0, later);
+                put_recipient(out, QueueId(1), 1, RecipientState::Bounced);
+                put_recipient(out, QueueId(1), 1, later);
+                put_delay_dsn_sent(out, QueueId(1));
+                put_done(out, QueueId(2));
+                put_recipient(out, QueueId(2), 0, later);
+            })],
+        );
+        let found = survivors(&file);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].delay_dsn_sent);
+        assert_eq!((found[0].recipients[0].1, found[0].recipients[1].1), (later, RecipientState::Bounced));
+    }
+
+    #[test]
+    fn outcomes_wait_for_messages_that_a_scan_finds() {
+        let (file, _) = file(
+            &[live(9, &["a"])],
+            &[entries(|out| {
+                put_recipient(out, QueueId(1), 0, RecipientState::Delivered);
+                put_delay_dsn_sent(out, QueueId(1));
+                put_done(out, QueueId(2));
+            })],
+        );
+        let mut replay = replay(&file).unwrap();
+        replay.add_scanned(live(1, &["a", "b"]));
+        replay.add_scanned(live(2, &["a"]));
+        replay.add_scanned(Survivor { location: Location(50), ..live(9, &["a"]) });
+        replay.add_scanned(Survivor { location: Location(40), ..live(9, &["a"]) });
+        let found = replay.into_survivors();
+        assert_eq!(found.iter().map(|found| found.queue_id.0).collect::<Vec<_>>(), [9, 1]);
+        assert_eq!(found[0].location, Location(50), "of two copies the one behind");
+        assert_eq!(found[1].recipients[0].1, RecipientState::Delivered);
+        assert!(found[1].delay_dsn_sent);
+    }
+
+    #[test]
+    fn a_torn_end_takes_only_what_was_torn() {
+        let done = |id: u64| entries(|out| put_done(out, QueueId(id)));
+        let (whole, ends) = file(&[live(1, &["a"]), live(2, &["a"]), live(3, &["a"])], &[done(1), done(2), done(3)]);
+        let bytes = whole.bytes.lock().clone();
+        for len in 0..bytes.len() {
+            let torn = MemoryFile::new(bytes[..len].to_vec());
+            let whole_blocks = ends.iter().filter(|end| **end <= len as u64).count();
+            match replay(&torn) {
+                None => assert_eq!(whole_blocks, 0, "{len}"),
+                Some(replay) => assert_eq!(replay.into_survivors().len(), 4 - whole_blocks, "{len}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_rotten_frame_costs_what_it_said_and_no_more() {
+        let done = |id: u64| entries(|out| put_done(out, QueueId(id)));
+        let (whole, ends) = file(&[live(1, &["a"]), live(2, &["a"]), live(3, &["a"])], &[done(1), done(2), done(3)]);
+        let bytes = whole.bytes.lock().clone();
+        let rot = |offset: u64| {
+            let mut bytes = bytes.clone();
+            bytes[offset as usize] ^= 1;
+            MemoryFile::new(bytes)
+        };
+        let second_payload = rot(ends[1] + 10);
+        assert_eq!(replay(&second_payload).unwrap().damaged_frames, 1);
+        assert_eq!(survivors(&second_payload), [live(2, &["a"])]);
+        let last_payload = rot(ends[2] + 10);
+        assert_eq!(replay(&last_payload).unwrap().damaged_frames, 0, "that is a torn end");
+        assert_eq!(survivors(&last_payload), [live(3, &["a"])]);
+        for offset in 0..ends[0] {
+            assert!(replay(&rot(offset)).is_none(), "octet {offset}");
+        }
+    }
+
+    #[test]
+    fn another_number_is_not_this_journal_and_a_newer_version_is_an_error() {
+        let (whole, _) = file(&[], &[]);
+        assert!(Replay::read(&whole, 8).unwrap().unwrap().is_none());
+        let mut bytes = whole.bytes.lock().clone();
+        bytes[8] = 2;
+        let checksum = crc32c::crc32c(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(Replay::read(&MemoryFile::new(bytes), 7).unwrap().unwrap_err(), UnknownVersion(2));
+    }
+
+    #[test]
+    fn long_blocks_are_cut_between_entries() {
+        let domains: Vec<String> = (0..60_000).map(|n| format!("d{n}.example")).collect();
+        let message = live(1, &domains.iter().map(String::as_str).collect::<Vec<_>>());
+        let messages: Vec<Survivor> = (1..5).map(|id| Survivor { queue_id: QueueId(id), ..message.clone() }).collect();
+        let (file, ends) = file(&messages, &[]);
+        assert!(ends[0] > 2 * FRAME_BYTES_MAX as u64);
+        assert_eq!(survivors(&file), messages);
+    }
+
+    #[test]
+    fn a_segment_is_known_up_to_the_first_gap() {
+        let mut tracker = Tracker::default();
+        let scanned = |tracker: &mut Tracker| {
+            let mut out = Vec::new();
+            tracker.put_scanned(&mut out, |segment| segment != 8);
+            let mut replay = Replay::default();
+            replay.apply_frame(&out).unwrap();
+            (replay.scanned.get(&7).map(|offset| offset / SLOT_BYTES), replay.done)
+        };
+        assert_eq!(scanned(&mut tracker), (None, HashSet::new()));
+        tracker.note(Location::new(7, 260), 4);
+        tracker.note(Location::new(8, 256), 4);
+        tracker.note_done(QueueId(77), Location::new(7, 260));
+        assert_eq!(scanned(&mut tracker), (Some(256), HashSet::from([QueueId(77)])));
+        tracker.note(Location::new(7, 264), 56);
+        tracker.note(Location::new(7, 256), 4);
+        assert_eq!(scanned(&mut tracker), (Some(320), HashSet::new()));
+        tracker.known_up_to(7, 1 << 20);
+        assert_eq!(scanned(&mut tracker).0, Some((1 << 20) / 64));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_octets_are_replayed_without_harm(bytes in proptest::collection::vec(0u8..12, 0..300)) {
+            fuzz_replay(&bytes);
+        }
+    }
 }

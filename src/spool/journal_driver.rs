@@ -77,10 +77,8 @@ impl Journal {
         shared: Arc<Shared>,
         reader: SpoolReader,
         writer: JournalWriter<OsDisk>,
-        segments: impl Iterator<Item = (u64, u64)>,
+        tracker: Tracker,
     ) -> io::Result<Journal> {
-        let mut tracker = Tracker::default();
-        segments.for_each(|(number, len)| tracker.whole(number, len));
         let queue = Arc::new(Queue::default());
         queue.note_sizes(&writer);
         let thread = WriterThread { queue: queue.clone(), shared: shared.clone(), writer, unsynced_since: None };

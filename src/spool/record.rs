@@ -368,3 +368,155 @@ pub fn fuzz_decode(bytes: &[u8]) {
         assert_eq!(Envelope::decode(&again).as_ref(), Ok(&envelope));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::tests::envelope;
+
+    const PLACE: Place = Place { salt: Salt(0x1234_5678), segment: 9, batch_offset: 16_384, segment_end: 65_536 };
+
+    /// One record with a body, as octets, with its header and place.
+    fn record(body: RecordBody<'_>, place: &Place) -> (Vec<u8>, RecordHeader, Location) {
+        let envelope = envelope(&["a@example.org"]);
+        let draft = RecordDraft { envelope: &envelope, body, no_leading_dots: true, arrival_ms: 77, moved_from: None };
+        let mut bytes = Vec::new();
+        let trace = &mut |_, out: &mut Vec<u8>| out.extend_from_slice(b"Received: x\r\n");
+        let (header, location) = append(&mut bytes, &draft, trace, place).unwrap();
+        (bytes, header, location)
+    }
+
+    fn decode(bytes: &[u8], salt: Salt, location: Location) -> Result<RecordHeader, HeaderError> {
+        RecordHeader::decode(bytes.first_chunk().unwrap(), salt, location, bytes.len() as u64)
+    }
+
+    fn is_whole(bytes: &[u8], salt: Salt, location: Location) -> bool {
+        decode(bytes, salt, location).is_ok_and(|header| {
+            let parts = header.parts(bytes, salt, location);
+            parts.envelope_sound && parts.content_sound
+        })
+    }
+
+    /// The header with some octets replaced and the checksum made right again.
+    fn forge(bytes: &[u8], offset: usize, octets: &[u8]) -> Vec<u8> {
+        let mut forged = bytes.to_vec();
+        forged[offset..offset + octets.len()].copy_from_slice(octets);
+        let checksum = PLACE.salt.at_slot(256).checksum(&forged[..60]);
+        forged[60..64].copy_from_slice(&checksum.to_le_bytes());
+        forged
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (bytes, header, location) = record(RecordBody::Inline(b"Subject: x\r\n\r\nbody\r\n"), &PLACE);
+        assert_eq!(bytes.len() % 64, 0);
+        assert_eq!(decode(&bytes, PLACE.salt, location), Ok(header));
+        let parts = header.parts(&bytes, PLACE.salt, location);
+        assert!(parts.envelope_sound && parts.content_sound);
+        assert_eq!(Envelope::decode(parts.envelope), Ok(envelope(&["a@example.org"])));
+        assert_eq!(parts.content, b"Received: x\r\nSubject: x\r\n\r\nbody\r\n");
+        assert_eq!((header.queue_id, header.arrival_ms), (QueueId::from(location), 77));
+    }
+
+    #[test]
+    fn a_large_body_is_named_not_held() {
+        let reference = LargeReference { number: 12, checksum: 34 };
+        let (bytes, header, location) = record(RecordBody::Large { len: 5_000_000_000, reference }, &PLACE);
+        let read = decode(&bytes, PLACE.salt, location).unwrap();
+        assert_eq!(read, header);
+        assert_eq!((read.large, read.body_len), (Some(reference), 5_000_000_000));
+        assert!(bytes.len() < 256);
+    }
+
+    #[test]
+    fn no_flipped_bit_goes_unseen() {
+        let (bytes, header, location) = record(RecordBody::Inline(b"body\r\n"), &PLACE);
+        let content_end = 64 + header.envelope_len as usize + header.message_len() as usize;
+        for bit in 0..content_end * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_whole(&flipped, PLACE.salt, location), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_segment_life_or_place_does_not_validate() {
+        let (bytes, _, location) = record(RecordBody::Inline(b"body\r\n"), &PLACE);
+        let checksum = Err(HeaderError::Checksum);
+        assert_eq!(decode(&bytes, Salt::new(9, 1), location), checksum);
+        assert_ne!(Salt::new(9, 1), Salt::new(9, 2));
+        assert_ne!(Salt::new(9, 1), Salt::new(8, 1));
+        assert_eq!(decode(&bytes, PLACE.salt, Location::new(9, 257)), checksum);
+        assert_eq!(decode(&[0; 128], PLACE.salt, location), Err(HeaderError::NotARecord));
+    }
+
+    #[test]
+    fn a_sound_header_that_contradicts_itself_is_refused() {
+        let (bytes, _, location) = record(RecordBody::Inline(b"body\r\n"), &PLACE);
+        assert!(is_whole(&forge(&bytes, 16, &[1; 8]), PLACE.salt, location), "the forger works");
+        for (offset, octets, error) in [
+            (4, &[2][..], HeaderError::Version(2)),
+            (5, &[8 | 1], HeaderError::Inconsistent),
+            (5, &[2], HeaderError::Inconsistent),
+            (6, &[255, 255], HeaderError::Inconsistent),
+            (8, &[1], HeaderError::Inconsistent),
+            (24, &[0; 4], HeaderError::Inconsistent),
+            (24, &[255; 4], HeaderError::Inconsistent),
+            (28, &[255; 4], HeaderError::Inconsistent),
+            (32, &[255; 8], HeaderError::Inconsistent),
+            (32, &[0, 1], HeaderError::Inconsistent),
+            (40, &[1], HeaderError::Inconsistent),
+            (48, &[1], HeaderError::Inconsistent),
+        ] {
+            let forged = forge(&bytes, offset, octets);
+            assert_eq!(decode(&forged, PLACE.salt, location), Err(error), "octet {offset}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_the_batch_as_it_was() {
+        let envelope = envelope(&["a@example.org"]);
+        let body = [b'x'; 1_000];
+        let draft = RecordDraft {
+            envelope: &envelope,
+            body: RecordBody::Inline(&body),
+            no_leading_dots: true,
+            arrival_ms: 0,
+            moved_from: None,
+        };
+        let fits = |segment_end| {
+            let mut batch = vec![7; 64];
+            let place = Place { segment_end, ..PLACE };
+            let result = append(&mut batch, &draft, &mut |_, _| {}, &place);
+            assert!(result.is_ok() || batch == [7; 64]);
+            result.is_ok()
+        };
+        let (record, ..) = record(RecordBody::Inline(&body), &PLACE);
+        let needed = (64 + 64 + 1_000 + 64..).find(|end| fits(PLACE.batch_offset + end)).unwrap();
+        assert!(needed.abs_diff(64 + record.len() as u64) <= 64, "{needed} for {}", record.len());
+        assert!((0..4).all(|slots| !fits(PLACE.batch_offset + slots * 64)));
+    }
+
+    #[test]
+    fn moved_records_keep_their_name() {
+        let envelope = envelope(&["a@example.org"]);
+        let draft = RecordDraft {
+            envelope: &envelope,
+            body: RecordBody::Inline(b""),
+            no_leading_dots: true,
+            arrival_ms: 0,
+            moved_from: Some(QueueId(77)),
+        };
+        let mut bytes = Vec::new();
+        let (header, location) = append(&mut bytes, &draft, &mut |_, _| {}, &PLACE).unwrap();
+        assert_eq!((header.queue_id, header.moved), (QueueId(77), true));
+        assert_eq!(decode(&bytes, PLACE.salt, location), Ok(header));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_octets_are_decoded_without_harm(bytes in proptest::collection::vec(0u8.., 0..400)) {
+            fuzz_decode(&bytes);
+        }
+    }
+}

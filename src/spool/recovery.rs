@@ -5,7 +5,7 @@
 
 use super::disk::{Disk, DiskFile, JOURNAL, LARGE, SEGMENTS, file_name, number_of};
 use super::envelope::{Envelope, EnvelopeError};
-use super::journal::{Interner, JournalWriter, LiveEncoder, Replay, put_scanned};
+use super::journal::{Interner, JournalWriter, LiveEncoder, Replay, Tracker, put_done, put_scanned};
 use super::keeper::Keeper;
 use super::queue_id::{Location, QueueId};
 use super::record::RecordHeader;
@@ -31,13 +31,36 @@ pub(crate) struct Recovered {
 }
 
 /// One usable segment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct FoundSegment {
     pub(crate) header: SegmentHeader,
     /// Messages that keep it, counting one for damage.
     pub(crate) live: u64,
+    /// Up to here the next start need not read it. A damaged segment is read again each time, or the damage, and what is
+    /// kept for the operator, would be forgotten.
+    pub(crate) known: u64,
+    /// Messages at or behind `known` that are done.
+    pub(crate) done_behind: Vec<(QueueId, Location)>,
     /// Behind the last record.
     end: u64,
+}
+
+impl FoundSegment {
+    fn is_damaged(&self) -> bool {
+        self.known < self.header.len
+    }
+
+    /// What a checkpoint says of it.
+    fn put_scanned(&self, out: &mut Vec<u8>) {
+        put_scanned(out, self.header.number, self.known);
+        self.done_behind.iter().for_each(|(queue_id, _)| put_done(out, *queue_id));
+    }
+
+    /// What the tracker of announcements knows of it.
+    pub(crate) fn track(&self, tracker: &mut Tracker) {
+        tracker.known_up_to(self.header.number, self.known);
+        self.done_behind.iter().for_each(|(queue_id, location)| tracker.note_done(*queue_id, *location));
+    }
 }
 
 /// What start-up or a check found, for the log and for `ringmail spool check`.
@@ -191,6 +214,8 @@ struct Keep {
     named_large: HashMap<u64, QueueId>,
     highest_large: u64,
     never_made: Option<()>,
+    /// Done messages that were read in the segment being scanned.
+    done: Vec<(QueueId, Location)>,
 }
 
 fn newest_journal<D: Disk>(
@@ -287,7 +312,10 @@ fn read_segment<D: Disk>(
     note_damage(number, &summary, keep, report);
     report.records_scanned += summary.records;
     report.bytes_scanned += end - from;
-    Ok(Some(FoundSegment { header, live: 0, end: summary.end.max(from) }))
+    let done = std::mem::take(&mut keep.done);
+    let is_damaged = keep.pinned.contains(&number);
+    let (known, done_behind) = if is_damaged { (from, done) } else { (header.len, Vec::new()) };
+    Ok(Some(FoundSegment { header, live: 0, known, done_behind, end: summary.end.max(from) }))
 }
 
 fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<SegmentVerdict, UnknownVersion>> {
@@ -334,6 +362,10 @@ fn take_record(
         if !is_done {
             keep.named_large.insert(large.number, record.queue_id);
         }
+    }
+    if replay.done.contains(&record.queue_id) {
+        keep.done.push((record.queue_id, location));
+        return;
     }
     let found = survivor(location, record, envelope, &mut replay.interner);
     replay.add_scanned(found);
@@ -419,11 +451,11 @@ pub(crate) fn settle<D: Disk>(
     for name in &recovered.leftovers {
         disk.remove(name)?;
     }
-    let stay: Vec<FoundSegment> = recovered.segments.iter().filter(|segment| segment.live > 0).copied().collect();
+    let stay: Vec<FoundSegment> = recovered.segments.iter().filter(|segment| segment.live > 0).cloned().collect();
     let mut scanned = Vec::new();
     // Those that go, too: a power cut may bring their files back.
     for segment in &recovered.segments {
-        put_scanned(&mut scanned, segment.header.number, segment.header.len);
+        segment.put_scanned(&mut scanned);
     }
     let mut writer = JournalWriter::new();
     let number = keeper.numbers.draw();
@@ -449,7 +481,7 @@ pub(crate) fn settle<D: Disk>(
         let (number, len) = (segment.header.number, segment.header.len);
         if segment.live == 0 {
             keeper.retire(number, len)?;
-        } else {
+        } else if !segment.is_damaged() {
             disk.open(&file_name(SEGMENTS, number, "seg"))?.give_back(segment.end, len)?;
         }
     }

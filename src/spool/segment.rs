@@ -333,3 +333,206 @@ pub(crate) fn read_exact<F: DiskFile>(file: &F, mut buffer: &mut [u8], mut offse
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::disk::MemoryFile;
+    use crate::spool::record::{Place, RecordBody, RecordDraft, append};
+    use crate::spool::tests::envelope;
+
+    const LEN: u64 = 4 << 20;
+    const HEADER: SegmentHeader = SegmentHeader { number: 9, shard: 1, len: LEN, nonce: 77, created_ms: 5 };
+
+    struct Made {
+        bytes: Vec<u8>,
+        /// First octet and length of each record.
+        records: Vec<(u64, u64)>,
+        end: u64,
+    }
+
+    /// A segment with these batches of bodies.
+    fn make(header: &SegmentHeader, batches: &[&[&[u8]]]) -> Made {
+        let mut made = Made { bytes: header.encode_head(), records: Vec::new(), end: DATA_START };
+        let envelope = envelope(&["a@example.org"]);
+        for bodies in batches {
+            let place =
+                Place { salt: header.salt(), segment: header.number, batch_offset: made.end, segment_end: header.len };
+            let mut batch = Vec::new();
+            for body in *bodies {
+                let body = RecordBody::Inline(body);
+                let draft =
+                    RecordDraft { envelope: &envelope, body, no_leading_dots: true, arrival_ms: 1, moved_from: None };
+                let (record, location) = append(&mut batch, &draft, &mut |_, _| {}, &place).unwrap();
+                made.records.push((location.offset(), record.record_len()));
+            }
+            batch.resize(batch.len().next_multiple_of(PAGE_BYTES as usize), 0);
+            made.bytes.extend_from_slice(&batch);
+            made.end += batch.len() as u64;
+        }
+        made.bytes.resize(header.len as usize, 0);
+        made
+    }
+
+    /// Scans, and says which of the records were found, and what was damaged.
+    fn check(made: &Made, from: u64, found: &[usize], damage: &[Damage]) {
+        let summary = check_file(&MemoryFile::new(made.bytes.clone()), made, from, found);
+        assert_eq!(summary.damage, damage);
+        assert_eq!(summary.unreadable_pages, 0);
+    }
+
+    fn check_file(file: &MemoryFile, made: &Made, from: u64, found: &[usize]) -> ScanSummary {
+        let mut seen = Vec::new();
+        let summary = scan(file, &HEADER, from, LEN, &mut |location, found| {
+            assert!(matches!(found, Found::Record(..)));
+            seen.push(location.offset());
+        });
+        let expected: Vec<u64> = found.iter().map(|index| made.records[*index].0).collect();
+        assert_eq!(seen, expected);
+        let summary = summary.unwrap();
+        assert_eq!(summary.records, found.len() as u64);
+        summary
+    }
+
+    /// Everything of records `first` to `last`.
+    fn damage(made: &Made, first: usize, last: usize) -> Damage {
+        Damage { from: made.records[first].0, to: made.records[last].0 + made.records[last].1 }
+    }
+
+    const BATCHES: &[&[&[u8]]] = &[&[b"one", b"two", &[b'x'; 5_000]], &[b"four"], &[b"five", b"six", b"seven"]];
+
+    #[test]
+    fn all_records_of_all_batches_are_found() {
+        let made = make(&HEADER, BATCHES);
+        check(&made, DATA_START, &[0, 1, 2, 3, 4, 5, 6], &[]);
+        check(&made, made.records[1].0, &[1, 2, 3, 4, 5, 6], &[]);
+        check(&made, made.records[3].0, &[3, 4, 5, 6], &[]);
+        check(&made, made.end, &[], &[]);
+        check(&make(&HEADER, &[]), DATA_START, &[], &[]);
+    }
+
+    #[test]
+    fn damage_does_not_hide_what_lies_behind_it() {
+        for index in 0..7 {
+            // The magic, the checksum of the header, the envelope, the content.
+            for offset in [0, 62, 70, made_content_offset()] {
+                let mut made = make(&HEADER, BATCHES);
+                made.bytes[made.records[index].0 as usize + offset] ^= 1;
+                let found: Vec<usize> = (0..7).filter(|other| *other != index).collect();
+                // What lies before the last batch was acknowledged; the last batch may have been in flight.
+                let gap = match index {
+                    // Up to the next batch, for nobody knows what was there.
+                    2 => vec![Damage { from: made.records[2].0, to: made.records[3].0 }],
+                    3 => vec![Damage { from: made.records[2].0 + made.records[2].1, to: made.records[4].0 }],
+                    0 | 1 => vec![damage(&made, index, index)],
+                    _ => vec![],
+                };
+                check(&made, DATA_START, &found, &gap);
+            }
+        }
+    }
+
+    /// An offset in the body of every record of `BATCHES`.
+    fn made_content_offset() -> usize {
+        let envelope = envelope(&["a@example.org"]);
+        let mut encoded = Vec::new();
+        envelope.encode(&mut encoded);
+        HEADER_BYTES + encoded.len() + 1
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_costs_only_what_is_on_it() {
+        let made = make(&HEADER, BATCHES);
+        let mut file = MemoryFile::new(made.bytes.clone());
+        let page = made.records[3].0;
+        file.unreadable = page..page + PAGE_BYTES;
+        let summary = check_file(&file, &made, DATA_START, &[0, 1, 2, 4, 5, 6]);
+        assert_eq!(summary.unreadable_pages, 1);
+        assert_eq!(summary.damage.len(), 1);
+    }
+
+    #[test]
+    fn an_earlier_life_and_quoted_records_stay_dead() {
+        let old = make(&SegmentHeader { nonce: 76, ..HEADER }, BATCHES);
+        let mut made = make(&HEADER, &[&[b"one"]]);
+        let end = made.end as usize;
+        made.bytes[end..].copy_from_slice(&old.bytes[end..]);
+        check(&made, DATA_START, &[0], &[]);
+        // A mail that quotes a record of the same number, at a slot.
+        let quoted = &old.bytes[old.records[0].0 as usize..][..old.records[0].1 as usize];
+        let padding = made_content_offset() - 1;
+        let mut body = vec![b' '; padding.next_multiple_of(64) - padding];
+        body.extend_from_slice(quoted);
+        let made = make(&HEADER, &[&[&body, b"two"]]);
+        assert_eq!(
+            made.bytes[made.records[0].0 as usize..].chunks(64).filter(|slot| slot.starts_with(b"RMR1")).count(),
+            3
+        );
+        check(&made, DATA_START, &[0, 1], &[]);
+        // Even when the record around it is damaged.
+        let mut made = make(&HEADER, &[&[&body, b"two"], &[b"three"]]);
+        made.bytes[made.records[0].0 as usize] = 0;
+        let gap = damage(&made, 0, 0);
+        check(&made, DATA_START, &[1, 2], &[gap]);
+    }
+
+    #[test]
+    fn records_longer_than_the_window_are_found() {
+        let long = vec![b'x'; WINDOW_BYTES as usize - 300];
+        let made = make(&HEADER, &[&[b"a", &long, b"b"], &[&long, b"c"]]);
+        check(&made, DATA_START, &[0, 1, 2, 3, 4], &[]);
+    }
+
+    #[test]
+    fn the_scan_stops_at_the_end_it_is_given() {
+        let made = make(&HEADER, BATCHES);
+        let mut seen = 0;
+        let file = MemoryFile::new(made.bytes.clone());
+        let summary = scan(&file, &HEADER, DATA_START, made.records[4].0, &mut |_, _| seen += 1).unwrap();
+        assert_eq!((seen, summary.records), (4, 4));
+    }
+
+    fn judged(change: impl FnOnce(&mut Vec<u8>)) -> Result<SegmentVerdict, UnknownVersion> {
+        let mut head = HEADER.encode_head();
+        change(&mut head);
+        judge(&head, HEADER.number, LEN)
+    }
+
+    #[test]
+    fn every_row_of_the_table_of_segments() {
+        use SegmentVerdict::*;
+        let page = PAGE_BYTES as usize;
+        let seal = |head: &mut Vec<u8>, salt| head[2 * page..3 * page].copy_from_slice(&encode_seal(9, salt, 20_480));
+        let salt = HEADER.salt();
+        assert_eq!(judged(|_| {}), Ok(Good(HEADER)));
+        assert_eq!(judged(|head| head[20] ^= 1), Ok(HeaderRepaired(HEADER)));
+        assert_eq!(judged(|head| head[page + 20] ^= 1), Ok(HeaderRepaired(HEADER)));
+        assert_eq!(judged(|head| seal(head, salt)), Ok(Sealed(HEADER, 20_480)));
+        assert_eq!(
+            judged(|head| {
+                seal(head, salt);
+                head[0] = 0;
+            }),
+            Ok(Sealed(HEADER, 20_480))
+        );
+        assert_eq!(judged(|head| seal(head, Salt::new(9, 76))), Ok(Good(HEADER)), "the seal of an earlier life");
+        assert_eq!(judge(&HEADER.encode_head(), 8, LEN), Ok(NameDisagrees(HEADER)));
+        assert_eq!(judge(&HEADER.encode_head(), 9, LEN - PAGE_BYTES), Ok(LengthDisagrees(HEADER)));
+        assert_eq!(
+            judged(|head| {
+                head[20] ^= 1;
+                head[page + 20] ^= 1;
+            }),
+            Ok(Unreadable)
+        );
+        assert_eq!(judged(|head| head.fill(0)), Ok(NeverMade));
+        assert_eq!(judged(|head| head.truncate(100)), Ok(Unreadable));
+        assert_eq!(judge(&[], 9, 0), Ok(NeverMade));
+        let version = judged(|head| {
+            head[8] = 2;
+            let checksum = crc32c::crc32c(&head[..60]);
+            head[60..64].copy_from_slice(&checksum.to_le_bytes());
+        });
+        assert_eq!(version, Err(UnknownVersion(2)));
+    }
+}

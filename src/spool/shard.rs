@@ -2,6 +2,7 @@
 
 use super::commit::{GroupCommit, Segment, Supply};
 use super::disk::{Disk, OsDisk, SEGMENTS, file_name};
+use super::journal::Tracker;
 use super::journal_driver::Journal;
 use super::keeper::{Keeper, Numbers};
 use super::large::{LARGE_BODY_BYTES, LargeBody, LargeBodyWriter};
@@ -82,8 +83,9 @@ pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
         _lock: lock,
     });
     let reader = SpoolReader { table, disk: keeper.disk.clone(), pool };
-    let stays = stay.iter().map(|segment| (segment.header.number, segment.header.len));
-    let journal = Journal::start(shared.clone(), reader.clone(), writer, stays)?;
+    let mut tracker = Tracker::default();
+    stay.iter().for_each(|segment| segment.track(&mut tracker));
+    let journal = Journal::start(shared.clone(), reader.clone(), writer, tracker)?;
     let stats: Vec<Arc<SpoolStats>> = (0..options.shards).map(|_| Arc::default()).collect();
     let seed = |(shard, stats): (usize, &Arc<SpoolStats>)| ShardSpoolSeed {
         shard: shard as u32,

@@ -933,7 +933,7 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
     let mut tracker = Tracker::default();
     for segment in &stay {
         table.insert(SegmentEntry::survivor(segment.header, Mapping::of_nothing(), segment.live));
-        tracker.whole(segment.header.number, segment.header.len);
+        segment.track(&mut tracker);
     }
     let sessions = 1 + random.below(8);
     let life = Rc::new(Life {

@@ -265,3 +265,234 @@ fn a_closed_spool_takes_nothing_and_an_oversized_record_is_refused() {
     })
     .unwrap();
 }
+
+/// Puts `count` messages into a fresh spool, and says where it lies and what they are called.
+fn filled(folder: &Path, count: usize) -> (PathBuf, Vec<Committed>) {
+    let path = folder.join("spool");
+    let to = envelope(&["a@example.org"]);
+    let mut committed = Vec::new();
+    let ids = &mut committed;
+    life(&path, |spool, _, journal, _| async move {
+        for n in 0..count {
+            ids.push(put(&spool, &to, vec![b'x'; 100 * n].as_slice()).await.unwrap());
+        }
+        journal.close().await;
+    });
+    (path, committed)
+}
+
+fn segment_path(path: &Path, location: Location) -> PathBuf {
+    path.join(format!("segments/{:09X}.seg", location.segment()))
+}
+
+/// Changes octets of a file.
+fn scribble(file: &Path, offset: u64, octets: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    std::fs::File::options().write(true).open(file).unwrap().write_all_at(octets, offset).unwrap();
+}
+
+/// Checks the spool, opens it, and says what was found.
+fn reopened(path: &Path) -> (Vec<Problem>, usize) {
+    let checked = check(path).unwrap();
+    let opened = open_at(path);
+    assert_eq!(checked.problems, opened.report.problems);
+    assert_eq!(opened.report.survivors, opened.survivors.len() as u64);
+    (opened.report.problems, opened.survivors.len())
+}
+
+#[test]
+fn a_damaged_message_is_reported_at_each_start_and_its_segment_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, committed) = filled(folder.path(), 3);
+    let file = segment_path(&path, committed[1].location);
+    scribble(&file, committed[1].location.offset() + 70, b"????");
+    for _ in 0..2 {
+        let (problems, survivors) = reopened(&path);
+        assert_eq!(survivors, 2);
+        assert!(matches!(problems[..], [Problem::Damaged { .. }]), "{problems:?}");
+    }
+    // What is done stays done, though the segment is read again; and the segment stays for the operator.
+    for left in [2, 1, 0] {
+        let opened = open_at(&path);
+        assert_eq!(opened.survivors.len(), left);
+        let mut journal = opened.journal;
+        if let Some(survivor) = opened.survivors.first() {
+            journal.done(survivor.queue_id, survivor.location, survivor.size);
+        }
+        run_to_end("spool-test", || journal.close()).unwrap();
+    }
+    assert!(file.exists());
+    assert_eq!(reopened(&path).0.len(), 1);
+}
+
+#[test]
+fn a_damaged_message_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, committed) = filled(folder.path(), 3);
+    life(&path, |_, reader, _journal, survivors| {
+        let file = segment_path(&path, survivors[0].location);
+        scribble(&file, committed[1].location.offset() + 70, b"????");
+        async move {
+            let ok: Vec<bool> = committed.iter().map(|put| reader.message(put.location).is_ok()).collect();
+            assert_eq!(ok, [true, false, true]);
+            let nowhere = Location::new(committed[0].location.segment() + 50, 256);
+            assert!(matches!(reader.message(nowhere), Err(SpoolError::NotFound(_))));
+            let no_record = Location::new(committed[0].location.segment(), (1 << 24) - 1);
+            assert!(matches!(reader.message(no_record), Err(SpoolError::Damaged(_))));
+        }
+    });
+}
+
+#[test]
+fn each_damage_to_a_segment_file_has_its_answer() {
+    type Harm = fn(&Path);
+    let cases: [(&str, Harm, usize, fn(&Problem) -> bool); 5] = [
+        ("first header", |file| scribble(file, 20, b"????"), 3, |p| matches!(p, Problem::HeaderRepaired(_))),
+        ("copy", |file| scribble(file, 4096 + 20, b"????"), 3, |p| matches!(p, Problem::HeaderRepaired(_))),
+        (
+            "both headers",
+            |file| {
+                scribble(file, 20, b"????");
+                scribble(file, 4096 + 20, b"????");
+            },
+            0,
+            |p| matches!(p, Problem::Unreadable(_)),
+        ),
+        (
+            "length",
+            |file| std::fs::File::options().write(true).open(file).unwrap().set_len(1 << 19).unwrap(),
+            0,
+            |p| matches!(p, Problem::LengthDisagrees(_)),
+        ),
+        (
+            "name",
+            |file| std::fs::rename(file, file.with_file_name("000000FFF.seg")).unwrap(),
+            0,
+            |p| matches!(p, Problem::NameDisagrees { .. }),
+        ),
+    ];
+    for (name, harm, left, is_expected) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, committed) = filled(folder.path(), 3);
+        harm(&segment_path(&path, committed[0].location));
+        let files = std::fs::read_dir(path.join("segments")).unwrap().count();
+        let (problems, survivors) = reopened(&path);
+        assert_eq!(survivors, left, "{name}");
+        assert!(problems.len() == 1 && is_expected(&problems[0]), "{name}: {problems:?}");
+        assert_eq!(std::fs::read_dir(path.join("segments")).unwrap().count(), files, "{name}: nothing is removed");
+    }
+}
+
+#[test]
+fn a_lost_journal_repeats_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = filled(folder.path(), 3);
+    life(&path, |_, _, mut journal, survivors| async move {
+        journal.done(survivors[0].queue_id, survivors[0].location, survivors[0].size);
+        journal.close().await;
+    });
+    for entry in std::fs::read_dir(path.join("journal")).unwrap() {
+        scribble(&entry.unwrap().path(), 70, b"????");
+    }
+    let opened = open_at(&path);
+    assert!(opened.report.journal_lost);
+    assert_eq!(opened.survivors.len(), 3);
+}
+
+#[test]
+fn a_newer_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, committed) = filled(folder.path(), 1);
+    let file = segment_path(&path, committed[0].location);
+    let mut block = std::fs::read(&file).unwrap()[..60].to_vec();
+    block[8] = 9;
+    let checksum = crc32c::crc32c(&block);
+    block.extend_from_slice(&checksum.to_le_bytes());
+    scribble(&file, 0, &block);
+    let error = check(&path).unwrap_err();
+    assert!(matches!(error, OpenError::UnknownVersion { version: 9, .. }), "{error}");
+}
+
+#[test]
+fn a_missing_body_is_reported_and_its_message_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    life(&path, |spool, _, journal, _| async move {
+        put(&spool, &to, &vec![0; 1_500_000]).await.unwrap();
+        journal.close().await;
+    });
+    let body = std::fs::read_dir(path.join("large")).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(body).unwrap();
+    for _ in 0..2 {
+        let (problems, survivors) = reopened(&path);
+        assert_eq!(survivors, 0);
+        assert!(matches!(problems[..], [Problem::BodyMissing { .. }]), "{problems:?}");
+    }
+}
+
+#[test]
+fn leftovers_of_a_cut_are_cleared_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = filled(folder.path(), 1);
+    let leftovers =
+        ["segments/0000000F0.new", "segments/0000000F1.seg", "journal/0000000F2.new", "large/0000000F3.body"];
+    for name in leftovers {
+        std::fs::write(path.join(name), vec![0; 16_384]).unwrap();
+    }
+    let (problems, survivors) = reopened(&path);
+    assert_eq!((problems, survivors), (vec![], 1));
+    assert!(leftovers.iter().all(|name| !path.join(name).exists()));
+    // Their numbers are not used again.
+    let highest = std::fs::read_dir(path.join("journal")).unwrap().next().unwrap().unwrap().file_name();
+    assert!(highest.to_str().unwrap() > "0000000F3", "{highest:?}");
+}
+
+#[test]
+fn a_checkpoint_spares_the_next_start_the_scan() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    life(&path, |spool, _, mut journal, _| async move {
+        let mut live = Vec::new();
+        for n in 0..50 {
+            let put = put(&spool, &to, b"x\r\n").await.unwrap();
+            let accepted = put.accepted(&to, 5);
+            journal.accepted(&accepted);
+            if n % 2 == 0 {
+                journal.done(put.queue_id, put.location, put.size);
+            } else {
+                live.push(accepted);
+            }
+        }
+        let pending = RecipientState::Pending { attempts: 1, next_ms: 8 };
+        journal.checkpoint_begin();
+        for message in &live {
+            let recipients: Vec<_> = message.recipient_domains.iter().map(|domain| (domain.clone(), pending)).collect();
+            let message = LiveMessage {
+                queue_id: message.queue_id,
+                location: message.location,
+                arrival_ms: message.arrival_ms,
+                size: message.size,
+                null_reverse_path: message.null_reverse_path,
+                priority: message.priority,
+                delay_dsn_sent: false,
+                recipients: &recipients,
+            };
+            journal.checkpoint_add(&message).await;
+        }
+        journal.checkpoint_finish();
+        // Behind the checkpoint: one more message, and one that ends.
+        put(&spool, &to, b"y\r\n").await.unwrap();
+        journal.done(live[0].queue_id, live[0].location, live[0].size);
+        journal.close().await;
+    });
+    let report = check(&path).unwrap();
+    assert_eq!((report.records_scanned, report.survivors), (1, 25));
+    let opened = open_at(&path);
+    let tried = opened
+        .survivors
+        .iter()
+        .filter(|survivor| matches!(survivor.recipients[0].1, RecipientState::Pending { attempts: 1, next_ms: 8 }));
+    assert_eq!(tried.count(), 24);
+}
