@@ -655,4 +655,23 @@ mod tests {
         thread.finish();
         assert_eq!(log.dropped(), 1);
     }
+
+    /// Every word of a line has its place in docs/operations.md.
+    #[test]
+    fn every_word_is_documented() {
+        let source = include_str!("event.rs");
+        let docs = include_str!("../../docs/operations.md");
+        let words: Vec<&str> = source
+            .split("unix_ms, \"")
+            .chain(source.split("rt::unix_ms(), \""))
+            .skip(1)
+            .filter_map(|rest| rest.split_once("\")"))
+            .map(|(word, _)| word)
+            .filter(|word| word.bytes().all(|c| c.is_ascii_lowercase() || c == b'_'))
+            .collect();
+        assert!(words.len() >= 15, "{words:?}");
+        for word in words {
+            assert!(docs.contains(&format!("`{word}`")), "{word} is not in docs/operations.md");
+        }
+    }
 }
