@@ -106,6 +106,14 @@ def unwritable_folder(box):
         check(str(folder) in output, f"the folder's name in: {output}")
 
 
+def little_memlock(box):
+    """too little locked memory for io_uring is named, with what to do, status 71"""
+    relay = box.ringmail("memlock")
+    done = run(["prlimit", "--memlock=65536:65536", *relay.command("run")], ok=False, timeout=20)
+    check_equal(done.returncode, 71, f"exit status: {done.stderr}\n")
+    check("locked memory" in done.stderr and "LimitMEMLOCK" in done.stderr, f"cause and hint in: {done.stderr}")
+
+
 def second_instance(box):
     """a second instance on the same data folder is refused, and the first goes on"""
     first = box.ringmail("first")
@@ -162,5 +170,5 @@ def version(box):
     check(re.search(r"ringmail \d+\.\d+\.\d+", done.stdout), f"output {done.stdout!r}")
 
 
-main(unknown_key, bad_values, broken_toml, missing_file, good_file, bad_command, busy_port, unwritable_folder,
+main(unknown_key, bad_values, broken_toml, missing_file, good_file, bad_command, busy_port, unwritable_folder, little_memlock,
      second_instance, same_ports_again, users, no_server, version)
