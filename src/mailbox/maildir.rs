@@ -103,9 +103,10 @@ impl Maildir {
         Maildir { root: mail_dir.join(user) }
     }
 
-    /// Creates the folders, 0700, if they are missing.
+    /// Creates the folders, 0700, if they are missing. `tmp` comes last: whoever can write into it finds the others,
+    /// also while two deliveries make the mailbox at the same time.
     pub fn create(&self) -> io::Result<()> {
-        for folder in ["tmp", "new", "cur"] {
+        for folder in ["new", "cur", "tmp"] {
             create_folder(&self.root.join(folder))?;
         }
         Ok(())
@@ -388,8 +389,9 @@ fn each_line(message: &NewMessage<'_>, mut each: impl FnMut(&[u8])) {
 /// Makes a folder 0700 and its missing parents, each durable: the parent is synced.
 pub(super) fn create_folder(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
+        // Whoever made it may not have synced it yet.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).ok_or(error)?;
             create_folder(parent)?;
@@ -414,6 +416,29 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn two_first_deliveries_make_one_mailbox() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..30 {
+            let maildir = Maildir::of_user(folder.path(), &format!("joe{round}"));
+            let start = std::sync::Barrier::new(4);
+            let deliver = |name: &str| {
+                let mut message = message(&maildir, b"x\r\n");
+                message.unique_name = name;
+                start.wait();
+                deliver_batch(&[message]).remove(0)
+            };
+            std::thread::scope(|scope| {
+                let deliver = &deliver;
+                let running = ["1.a.x", "1.b.x", "1.c.x", "1.d.x"].map(|name| scope.spawn(move || deliver(name)));
+                for delivery in running {
+                    delivery.join().unwrap().unwrap();
+                }
+            });
+            assert_eq!(maildir.list().unwrap().len(), 4);
+        }
+    }
 
     fn message<'a>(maildir: &'a Maildir, body: &'a [u8]) -> NewMessage<'a> {
         let prefix = b"Return-Path: <a@b>\r\n";
