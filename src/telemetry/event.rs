@@ -303,7 +303,7 @@ impl Event {
                     .optional("login", login.as_ref())
                     .field("stage", stage)
                     .optional("from", reverse_path.as_ref().map(Path))
-                    .optional("to", recipient.as_ref().map(Bracketed))
+                    .optional("to", recipient.as_ref())
                     .field("reply", reply)
                     .end();
             }
@@ -593,7 +593,7 @@ mod tests {
                 login: None,
                 stage: "rcpt",
                 reverse_path: Some(ReversePath::Null),
-                recipient: Some("a\0 reply=250\\".into()),
+                recipient: Some("<a\0 reply=250\\>".into()),
                 reply: reply(550, "no \"relay\" = \u{202e}"),
             },
             "refused client=192.0.2.1 helo=\"x\\r\\n2026-01-02T03:04:05.678Z delivered id=1 to=\\\"y\\\" \\x1b[31m\" \
