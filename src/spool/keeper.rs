@@ -34,6 +34,10 @@ pub(crate) struct Keeper<D> {
     segment_bytes: u64,
     /// Free files kept for reuse at most; more are removed.
     free_max: usize,
+    /// No file for messages is made when fewer octets than this are free: journal and mailboxes need the rest.
+    free_bytes_min: u64,
+    /// Free octets of the file system when last asked.
+    free_bytes: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -47,7 +51,38 @@ struct State {
 
 impl<D: Disk> Keeper<D> {
     pub(crate) fn new(disk: D, numbers: Numbers, segment_bytes: u64, free_max: usize) -> Keeper<D> {
-        Keeper { disk, numbers, segment_bytes, free_max, state: Mutex::default() }
+        Keeper {
+            disk,
+            numbers,
+            segment_bytes,
+            free_max,
+            free_bytes_min: 0,
+            free_bytes: AtomicU64::new(u64::MAX),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The same, leaving this much of the disk free.
+    pub(crate) fn with_floor(self, free_bytes_min: u64) -> Keeper<D> {
+        Keeper { free_bytes_min, ..self }
+    }
+
+    /// Asks how much is free, for [`Keeper::has_room`].
+    pub(crate) fn refresh_free_bytes(&self) -> io::Result<()> {
+        self.free_bytes.store(self.disk.free_bytes()?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether so many octets leave the floor untouched, as far as is known.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.free_bytes.load(Ordering::Relaxed) >= self.free_bytes_min.saturating_add(bytes)
+    }
+
+    /// Fails as a full disk does when so many octets would go below the floor, as of now. Blocking. What is known of a
+    /// second ago does not do for files: a fast sender fills a small disk in less.
+    pub(crate) fn claim(&self, bytes: u64) -> io::Result<()> {
+        self.refresh_free_bytes()?;
+        if self.has_room(bytes) { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
     /// Makes a segment ready: recycled if there is a free one of the right length, else new. When this returns, the empty
@@ -98,6 +133,7 @@ impl<D: Disk> Keeper<D> {
     }
 
     fn make(&self, header: &SegmentHeader) -> io::Result<(String, D::File)> {
+        self.claim(header.len)?;
         let name = file_name(SEGMENTS, header.number, "new");
         let made = self.disk.create(&name, header.len).and_then(|file| {
             file.write_at(&header.encode_head(), 0)?;

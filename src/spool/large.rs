@@ -110,6 +110,11 @@ impl LargeBodyWriter {
         }
         self.checksum = crc32c::crc32c_append(self.checksum, &chunk);
         let (len, capacity) = (chunk.len() as u64, chunk.capacity());
+        let keeper = self.keeper.clone();
+        if let Err(error) = self.pool.run(move || keeper.claim(len)).await.map_err(|_| SpoolError::Busy)? {
+            self.file = State::Failed;
+            return Err(error.into());
+        }
         if let Err(error) = file.write_at(chunk, self.len).await {
             self.file = State::Failed;
             return Err(error.into());

@@ -24,7 +24,6 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What all shards share.
@@ -35,8 +34,6 @@ pub(super) struct Shared {
     pub(super) pool: HelperPool,
     /// Bodies longer than this go into files of their own; so that a record fits a small segment, too.
     pub(super) large_body_bytes: usize,
-    free_bytes_min: u64,
-    free_bytes: AtomicU64,
     /// Free segments that somebody still reads.
     retiring: Mutex<Vec<Arc<SegmentEntry>>>,
     /// Held for as long as anything of the spool lives.
@@ -62,9 +59,10 @@ pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
     let disk = OsDisk::new(folder)?;
     let lock = lock(folder)?;
     let recovered = recovery::recover(&disk)?;
-    let free_bytes = disk.free_bytes()?;
     let numbers = Numbers::starting_at(recovered.number_next);
-    let keeper = Arc::new(Keeper::new(disk, numbers, segment_bytes, options.shards + 2));
+    let keeper =
+        Arc::new(Keeper::new(disk, numbers, segment_bytes, options.shards + 2).with_floor(options.free_bytes_min));
+    keeper.refresh_free_bytes()?;
     let (writer, stay) = recovery::settle(&keeper, &recovered, rt::unix_ms())?;
     let table = Arc::new(SegmentTable::default());
     for segment in &stay {
@@ -77,8 +75,6 @@ pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
         table: table.clone(),
         pool: pool.clone(),
         large_body_bytes: LARGE_BODY_BYTES.min(segment_bytes as usize / 4),
-        free_bytes_min: options.free_bytes_min,
-        free_bytes: AtomicU64::new(free_bytes),
         retiring: Mutex::default(),
         _lock: lock,
     });
@@ -169,12 +165,6 @@ impl Shared {
             self.table.note_gone(&gone);
         }
         self.keeper.remove_large_bodies();
-    }
-
-    fn refresh_free_bytes(&self) {
-        if let Ok(free) = self.keeper.disk.free_bytes() {
-            self.free_bytes.store(free, Ordering::Relaxed);
-        }
     }
 }
 
@@ -289,12 +279,11 @@ impl ShardSpool {
         let now = rt::now();
         if now.duration_since(self.0.free_bytes_seen.get()) >= FREE_BYTES_AGE {
             self.0.free_bytes_seen.set(now);
-            let shared = self.0.shared.clone();
-            // With the queue full it is asked again in a second.
-            let _ = self.0.shared.pool.submit(move || shared.refresh_free_bytes());
+            let keeper = self.0.shared.keeper.clone();
+            // With the queue full it is asked again in a second; when it fails, the disk will say so to a commit.
+            let _ = self.0.shared.pool.submit(move || drop(keeper.refresh_free_bytes()));
         }
-        let free = self.0.shared.free_bytes.load(Ordering::Relaxed);
-        free >= self.0.shared.free_bytes_min.saturating_add(message_bytes)
+        self.0.shared.keeper.has_room(message_bytes)
     }
 
     /// False when the disk failed so that this shard accepts nothing any more.

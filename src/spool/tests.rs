@@ -1,5 +1,7 @@
 //! The spool as a program uses it, on a real file system and executor: commit, read, journal, restart.
 
+use super::disk::{Disk, OsDisk, SEGMENTS};
+use super::keeper::{Keeper, Numbers};
 use super::*;
 use crate::rt::run_to_end;
 use crate::smtp::Address;
@@ -247,6 +249,18 @@ fn below_the_floor_of_free_space_nothing_is_taken() {
         assert!(spool.healthy());
     })
     .unwrap();
+}
+
+#[test]
+fn files_are_not_made_below_the_floor_whatever_was_known_a_second_ago() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = OsDisk::new(&folder.path().join("spool")).unwrap();
+    let keeper = Keeper::new(disk, Numbers::starting_at(1), SEGMENT_BYTES, 2).with_floor(u64::MAX / 2);
+    assert!(keeper.has_room(1), "nothing is known yet");
+    let error = keeper.prepare(0, 0).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    assert!(!keeper.has_room(1));
+    assert_eq!(keeper.disk.list(SEGMENTS).unwrap(), Vec::<String>::new());
 }
 
 #[test]
