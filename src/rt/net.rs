@@ -175,9 +175,25 @@ impl TcpListener {
     }
 }
 
+/// How long [`port_is_free`] waits for an address to become free.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Fails with `AddrInUse` when another program listens on the address, also where it would share it
-/// (`SO_REUSEPORT`). Call it before the own listeners are bound.
+/// (`SO_REUSEPORT`). Call it before the own listeners are bound. Blocking: the kernel takes the rings of a process that
+/// was killed apart after its end, and its listeners live until then, so that a restart has to wait a moment.
 pub fn port_is_free(address: SocketAddr) -> io::Result<()> {
+    let give_up = now() + PORT_PATIENCE;
+    loop {
+        match try_bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && now() < give_up => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn try_bind(address: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
