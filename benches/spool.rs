@@ -6,6 +6,10 @@
 //! - `each`: one pwrite and one fdatasync per message on a plain thread, which is what one writer at a time can do.
 //!
 //! `cargo bench --bench spool [-- SECONDS_PER_CASE]`; `SPOOL_BENCH_DIR` chooses the disk (default `target`).
+//!
+//! `cargo bench --bench spool -- start MESSAGES` instead fills a spool and measures, in fresh processes, how long opening
+//! takes and how much memory is resident then: first by scanning every record, then from the checkpoint that the first
+//! opening wrote.
 
 use ringmail::rt;
 use ringmail::smtp::{Address, ReversePath};
@@ -23,15 +27,88 @@ const WRITERS: [usize; 5] = [1, 16, 64, 256, 1_024];
 const BODIES: [usize; 4] = [1 << 10, 4 << 10, 64 << 10, 1 << 20];
 
 fn main() {
-    let seconds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1.0);
-    let time = Duration::from_secs_f64(seconds);
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["start", messages] => start(messages.parse().expect("a number of messages")),
+        ["open", path] => open_and_tell(Path::new(path)),
+        ["fill", path, messages] => fill(Path::new(path), messages.parse().expect("a number of messages")),
+        [seconds] => rates(seconds.parse().expect("seconds per case")),
+        _ => rates(1.0),
+    }
+}
+
+/// Each step in a process of its own, so that memory is that of the step.
+fn start(messages: u64) {
+    let folder = bench_folder();
+    let path = folder.path().join("spool");
+    let run = |step: &str, more: Option<String>| {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("we have a name"));
+        let status = command.arg(step).arg(&path).args(more).status().expect("we can run");
+        assert!(status.success());
+    };
+    run("fill", Some(messages.to_string()));
+    run("open", None);
+    run("open", None);
+}
+
+fn fill(path: &Path, messages: u64) {
+    let options = Options { shards: 1, segment_bytes: 256 << 20, free_bytes_min: 0 };
+    let mut opened = spool::open(path, options).expect("the spool opens");
+    rt::run_to_end("bench", move || async move {
+        let spool = opened.shards.remove(0).start();
+        let left = Rc::new(Cell::new(messages));
+        let ended = rt::Notify::default();
+        for _ in 0..512 {
+            let (spool, left, ended) = (spool.clone(), left.clone(), ended.clone());
+            rt::spawn(async move {
+                let envelope = envelope();
+                while left.get() > 0 {
+                    left.set(left.get() - 1);
+                    let body = DraftBody::Memory(vec![b'x'; 256]);
+                    let trace = &mut |_, _: &mut Vec<u8>| {};
+                    let draft = MessageDraft { envelope: &envelope, body, no_leading_dots: true, arrival_ms: 0, trace };
+                    spool.commit(draft).await.expect("the disk has room");
+                }
+                ended.notify_all();
+            });
+        }
+        while left.get() > 0 {
+            ended.notified().await;
+        }
+        spool.close().await;
+    })
+    .expect("the executor runs");
+}
+
+fn open_and_tell(path: &Path) {
+    let start = rt::now();
+    let options = Options { shards: 1, segment_bytes: 256 << 20, free_bytes_min: 0 };
+    let opened = spool::open(path, options).expect("the spool opens");
+    let seconds = rt::now().duration_since(start).as_secs_f64();
+    let status = std::fs::read_to_string("/proc/self/status").expect("there is /proc");
+    let memory: Vec<&str> =
+        status.lines().filter(|line| line.starts_with("VmHWM") || line.starts_with("RssAnon")).collect();
+    println!(
+        "{} survivors, {} records scanned, {seconds:.2} s, {}",
+        opened.survivors.len(),
+        opened.report.records_scanned,
+        memory.join(", ").replace(['\t', '\n'], " "),
+    );
+}
+
+fn bench_folder() -> tempfile::TempDir {
     let folder = std::env::var("SPOOL_BENCH_DIR").unwrap_or_else(|_| "target".to_owned());
-    let folder = tempfile::tempdir_in(folder).expect("the folder can be written");
+    tempfile::tempdir_in(folder).expect("the folder can be written")
+}
+
+fn rates(seconds: f64) {
+    let time = Duration::from_secs_f64(seconds);
+    let folder = bench_folder();
     println!("   body  writers    group/s   batch     bare/s  group/bare     each/s  group/each  sync ms");
     for body in BODIES {
         let each = each(folder.path(), body, time);
         // More than 64 MiB waiting is refused with 452, by design.
-        for writers in WRITERS.into_iter().filter(|writers| writers * body <= 64 << 20) {
+        for writers in WRITERS.into_iter().filter(|writers| writers * body <= 32 << 20) {
             let group = group(folder.path(), body, writers, time);
             let bare = bare(folder.path(), group.batch_bytes, time) * group.batch;
             println!(
