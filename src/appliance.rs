@@ -50,9 +50,8 @@ impl StartError {
     }
 }
 
-/// EX_UNAVAILABLE, EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_NOPERM and EX_CONFIG of sysexits.h.
+/// EX_OSERR, EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL, EX_NOPERM and EX_CONFIG of sysexits.h.
 mod code {
-    pub const UNAVAILABLE: u8 = 69;
     pub const OS_ERROR: u8 = 71;
     pub const CANNOT_CREATE: u8 = 73;
     pub const IO_ERROR: u8 = 74;
@@ -391,13 +390,13 @@ fn check_ports(config: &Config) -> Result<(), StartError> {
 fn cannot_listen(what: &str, address: SocketAddr, error: &io::Error) -> StartError {
     let (code, hint) = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            (code::UNAVAILABLE, format!("another program uses it: `ss -ltnp 'sport = :{}'` names it", address.port()))
+            (code::OS_ERROR, format!("another program uses it: `ss -ltnp 'sport = :{}'` names it", address.port()))
         }
         io::ErrorKind::PermissionDenied => (
             code::NO_PERMISSION,
             "ports below 1024 need CAP_NET_BIND_SERVICE, which systemd/ringmail.service gives".to_owned(),
         ),
-        io::ErrorKind::AddrNotAvailable => (code::UNAVAILABLE, "this machine does not have that address".to_owned()),
+        io::ErrorKind::AddrNotAvailable => (code::OS_ERROR, "this machine does not have that address".to_owned()),
         _ => (code::OS_ERROR, "check the address in the configuration".to_owned()),
     };
     StartError::new(code, format!("cannot listen for {what} on {address}: {error}"), hint)

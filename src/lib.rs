@@ -4,6 +4,8 @@
 //! is given a time and a next hop ([`schedule`], [`dns`]), goes out ([`deliver`]) or into a mailbox ([`mailbox`]),
 //! and is read by its owner ([`pop3`]). `docs/architecture.md` draws the threads and the way of one message.
 #![deny(unsafe_code)]
+// The documentation is for those who work on the program: it may point at what is private.
+#![allow(rustdoc::private_intra_doc_links)]
 #![warn(missing_docs)]
 
 pub mod admin;

@@ -52,8 +52,15 @@ def check(condition, message):
 
 
 def check_equal(seen, expected, what):
-    """Assert equality, showing both sides."""
-    check(seen == expected, f"{what}: expected {expected!r}, got {seen!r}")
+    """Assert equality, showing both sides (long texts from their first difference on)."""
+    if seen == expected:
+        return
+    if isinstance(seen, (bytes, str)) and isinstance(expected, (bytes, str)) and len(seen) + len(expected) > 600:
+        common = len(os.path.commonprefix([seen, expected]))
+        start = max(0, common - 40)
+        raise AssertionError(f"{what}: differs at {common} of {len(seen)}: expected "
+                             f"...{expected[start:common + 200]!r}, got ...{seen[start:common + 200]!r}")
+    raise AssertionError(f"{what}: expected {expected!r}, got {seen!r}")
 
 
 def wait_until(predicate, what, seconds=20.0, interval=0.02):
@@ -350,8 +357,8 @@ class Ringmail:
                           lambda: f"a log line `{kind}` with {fields}; the log:\n{self.log_tail()}", seconds)[0]
 
     def queue(self):
-        """`ringmail queue list --json`."""
-        return json.loads(self.cli("queue", "list", "--json").stdout)
+        """`ringmail queue list --json`, all of it."""
+        return json.loads(self.cli("queue", "list", "--json", "--limit", "1000000").stdout)
 
     def wait_queue_empty(self, seconds=30):
         """Wait until nothing is queued."""
@@ -529,8 +536,8 @@ class Received:
 
     def header(self, name):
         """First header field of this name, as text; None without it."""
-        head = self.data.split(b"\r\n\r\n", 1)[0]
-        match = re.search(rb"(?im)^" + name.encode() + rb":[ \t]*((?:.|\r\n[ \t])*)", head)
+        head = re.sub(rb"\r\n[ \t]+", b" ", self.data.split(b"\r\n\r\n", 1)[0])
+        match = re.search(rb"(?im)^" + name.encode() + rb":(.*)", head)
         return match[1].decode(errors="replace").strip() if match else None
 
 
@@ -635,6 +642,8 @@ class Sink:
                     return
                 if reply.startswith("2"):
                     mail, rcpts = argument.partition(":")[2].strip(), []
+            elif verb == "RCPT" and mail is None:  # MAIL was refused, and the client had pipelined
+                writer.write(b"503 5.5.1 MAIL first\r\n")
             elif verb == "RCPT":
                 reply = await self._step("rcpt", "250 2.1.5 Ok", argument, writer)
                 if reply is None:

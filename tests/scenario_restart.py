@@ -44,7 +44,7 @@ class Load:
             if not wire.reply().startswith(expected):
                 raise OSError("refused")
         self.tried.add(name)
-        wire.send(f"Subject: {name}\r\n\r\n".encode() + b"x" * 76 * random.randrange(1, 60) + b"\r\n.\r\n")
+        wire.send(f"Subject: {name}\r\n\r\n".encode() + (b"x" * 76 + b"\r\n") * random.randrange(1, 60) + b".\r\n")
         if not wire.reply().startswith("250"):
             raise OSError("refused or gone")
         self.acknowledged.add(name)
@@ -164,7 +164,7 @@ def crash_with_local_mail(box):
     relay.wait_queue_empty(60)
     names = []
     for message in relay.mailbox("x", "pw"):
-        match = re.search(rb"(?m)^Subject: (\S+)\r\n\r\n(x{76})+\r\n\Z", message)
+        match = re.search(rb"(?m)^Subject: (\S+)\r\n\r\n(x{76}\r\n)+\Z", message)
         check(match, f"a broken message in the mailbox: {message[-200:]!r}")
         names.append(match[1].decode())
     check_equal(sorted(acknowledged - set(names)), [], "acknowledged messages that are not in the mailbox")

@@ -187,18 +187,40 @@ def smarthost_login(box):
 
 
 def loop_ends(box):
-    """a routing loop ends by hop count with a DSN to the sender, not with a full disk"""
-    relay = box.ringmail("loop", {"limits": {"hops_max": 10}, "retry": {"delay_min": "60s"}})
-    relay.config["route"] = [{"domain": "*", "host": "127.0.0.1", "port": relay.smtp_port}]
-    relay.write_config()
+    """two relays that send to each other: the loop ends by hop count with a DSN to the sender, not with a full disk"""
+    relay, other = (box.ringmail(name, {"limits": {"hops_max": 10}, "retry": {"delay_min": "60s"}})
+                    for name in ("loop", "back"))
+    for one, next_hop in ((relay, other), (other, relay)):
+        one.config["route"] = [{"domain": "*", "host": "127.0.0.1", "port": next_hop.smtp_port},]
+        one.write_config()
+    other.config["route"].insert(0, {"domain": "loop.test", "host": "127.0.0.1", "port": relay.smtp_port})
     relay.add_user("alice", "pw")
     relay.start()
+    other.start()
     with relay.smtp() as client:
-        client.sendmail("alice@localhost", ["x@elsewhere.example"], make_message())
+        client.sendmail("alice@loop.test", ["x@elsewhere.example"], make_message())
     report = relay.wait_mail("alice", "pw", 1)[0]
     check(b"5.4.6" in report, f"status 5.4.6 (routing loop) in the DSN:\n{report.decode(errors='replace')}")
     relay.wait_queue_empty()
-    check(len(relay.events("accepted")) <= 13, f"{len(relay.events('accepted'))} acceptances for 10 hops")
+    other.wait_queue_empty()
+    accepted = len(relay.events("accepted")) + len(other.events("accepted"))
+    check(accepted <= 13, f"{accepted} acceptances for 10 hops")
+    relay.stop()
+    other.stop()
+
+
+def loop_to_itself(box):
+    """a route that leads back to the relay itself is seen at once, and says so"""
+    relay = box.ringmail("itself", {"retry": {"delay_min": "60s"}})
+    relay.config["route"] = [{"domain": "*", "host": "127.0.0.1", "port": relay.smtp_port}]
+    relay.write_config()
+    relay.start()
+    with relay.smtp() as client:
+        client.sendmail("a@client.test", ["x@elsewhere.example"], make_message())
+    event = wait_until(lambda: relay.events("deferred") + relay.events("bounced"),
+                       lambda: f"a deferral or bounce; log:\n{relay.log_tail()}")[0]
+    check(".4.6 " in event["reply"], f"status x.4.6 (routing loop): {event['reply']}")
+    check_equal(len(relay.events("accepted")), 1, "acceptances")
     relay.stop()
 
 
@@ -209,4 +231,4 @@ def stop(box):
     box.relay.stop()
 
 
-main(start, routes, not_an_open_relay, strangers_reach, auth_opens, smarthost_login, loop_ends, stop)
+main(start, routes, not_an_open_relay, strangers_reach, auth_opens, smarthost_login, loop_ends, loop_to_itself, stop)

@@ -231,4 +231,96 @@ mod tests {
         );
         assert!(!to_toml(&config).contains("s3cret"));
     }
+
+    /// Sections of the parser with their keys, from what it says to a key that cannot be meant.
+    fn known_keys() -> Vec<String> {
+        let mut keys = Vec::new();
+        for header in
+            ["", "[[smtp]]", "[[pop3]]", "[admin]", "[relay]", "[limits]", "[mailboxes]", "[retry]", "[[route]]"]
+                .into_iter()
+                .chain(["[delivery]", "[dns]", "[spool]", "[tls]"])
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("ringmail.toml");
+            std::fs::write(&file, format!("{header}\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx = 1\n"))
+                .unwrap();
+            let hint = load(Some(&file)).unwrap_err().hint;
+            let section = header.trim_matches(['[', ']']);
+            let names = hint.strip_prefix("known here: ").unwrap_or_else(|| panic!("{header}: {hint}")).split(", ");
+            keys.extend(
+                names.map(|name| if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }),
+            );
+        }
+        keys
+    }
+
+    /// Every key of the parser has a row in docs/configuration.md and every row is a key; every example there is taken.
+    #[test]
+    fn every_key_is_documented() {
+        let docs = include_str!("../../docs/configuration.md");
+        let mut documented = Vec::new();
+        let mut header = String::new();
+        for line in docs.lines() {
+            if let Some(title) = line.strip_prefix("## ") {
+                header = if title == "Top level" { String::new() } else { title.trim_matches('`').to_owned() };
+            }
+            let Some(row) = line.strip_prefix("| `") else { continue };
+            let key = row.split_once("` |").unwrap().0;
+            let example = row.rsplit_once("| `").unwrap().1.trim_end_matches("` |");
+            check_example(&header, key, example);
+            let section = header.trim_matches(['[', ']']);
+            documented.push(if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") });
+        }
+        let sections = ["smtp", "pop3", "admin", "relay", "limits", "mailboxes", "retry", "route", "delivery", "dns"]
+            .into_iter()
+            .chain(["spool", "tls"]);
+        documented.extend(sections.map(str::to_owned));
+        let mut known = known_keys();
+        known.sort();
+        documented.sort();
+        assert_eq!(documented, known);
+    }
+
+    /// The example is a line that sets the key, and the parser takes it together with what must go with it.
+    #[track_caller]
+    fn check_example(header: &str, key: &str, example: &str) {
+        assert!(example.starts_with(&format!("{key} = ")), "{header} {key}: {example}");
+        let folder = tempfile::tempdir().unwrap();
+        let pem = folder.path().join("file.pem");
+        std::fs::write(&pem, "").unwrap();
+        let pem_line = |name: &str| format!("{name} = {:?}", pem.display().to_string());
+        let (example, company) = match (header, key) {
+            ("[[smtp]]" | "[[pop3]]", "auth_without_tls" | "auth_required") => {
+                (example.to_owned(), "address = \"127.0.0.1:1\"".to_owned())
+            }
+            ("[[route]]", "domain") => (example.to_owned(), "host = \"a.test\"".to_owned()),
+            ("[[route]]", "host" | "mx") => (example.to_owned(), "domain = \"a.test\"".to_owned()),
+            ("[[route]]", "username") => {
+                (example.to_owned(), "domain = \"*\"\nhost = \"a.test\"\npassword = \"p\"".to_owned())
+            }
+            ("[[route]]", "password") => {
+                (example.to_owned(), "domain = \"*\"\nhost = \"a.test\"\nusername = \"u\"".to_owned())
+            }
+            ("[[route]]", _) => (example.to_owned(), "domain = \"*\"\nhost = \"a.test\"".to_owned()),
+            // The example's files are not on every machine.
+            ("[tls]", "key") => (pem_line("key"), pem_line("certificate")),
+            ("[tls]", _) => (pem_line("certificate"), pem_line("key")),
+            _ => (example.to_owned(), String::new()),
+        };
+        config_of(&format!("{header}\n{example}\n{company}\n[[smtp]]\naddress = \"127.0.0.1:25\"\n"));
+    }
+
+    /// The long example of the documentation is a whole configuration.
+    #[test]
+    fn the_example_of_the_documentation_is_taken() {
+        let docs = include_str!("../../docs/configuration.md");
+        let (_, rest) = docs.split_once("```toml\n").unwrap();
+        let text = rest.split_once("```").unwrap().0;
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["cert.pem", "key.pem"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let config = config_of(&text.replace("/etc/ringmail", folder.path().to_str().unwrap()));
+        assert_eq!(config.smtp_listeners.len(), 2);
+    }
 }

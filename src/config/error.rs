@@ -72,10 +72,53 @@ pub(super) fn from_toml(error: &toml::de::Error, file: Option<PathBuf>, text: &s
             ConfigError { file, line, message: format!("unknown key {key:?}"), hint }
         }
         None => {
-            let message = message.trim().replace('\n', ": ");
-            ConfigError { file, line, message, hint: "docs/configuration.md explains every key".into() }
+            let key = error.span().and_then(|span| key_of_line(text, span.start));
+            let (message, hint) = explained(message.trim());
+            let message = match key {
+                Some(key) => format!("{key}: {message}"),
+                None => message,
+            };
+            ConfigError { file, line, message, hint }
         }
     }
+}
+
+/// A message of the reader in our words, and what to do.
+fn explained(message: &str) -> (String, String) {
+    let everything = || "docs/configuration.md explains every key".to_owned();
+    if let Some((found, expected)) = message.strip_prefix("invalid type: ").and_then(|m| m.rsplit_once(", expected ")) {
+        let hint = match expected {
+            "a sequence" => "write a list, like [\"one\", \"two\"]",
+            "a string" | "path string" | "socket address" | "IP address" => "write text, in quotes",
+            "a boolean" => "write true or false, without quotes",
+            "u16" | "u32" | "u64" | "usize" => "write a whole number, without quotes",
+            _ if expected.starts_with("struct ") => "write a section, like [limits] or [[smtp]]",
+            _ => return (format!("found {found}, expected {expected}"), everything()),
+        };
+        return (format!("{} does not go here", found.replace('`', "")), hint.to_owned());
+    }
+    if let Some((word, expected)) = message.strip_prefix("unknown variant `").and_then(|m| m.split_once('`')) {
+        let known: Vec<String> = expected.split('`').skip(1).step_by(2).map(|word| format!("{word:?}")).collect();
+        return (format!("{word:?} is not known"), format!("write one of {}", known.join(", ")));
+    }
+    let hint = match message {
+        "invalid socket address syntax" => {
+            "write address and port, like \"127.0.0.1:2525\" or \"[::1]:2525\"".to_owned()
+        }
+        "invalid IP address syntax" => "write an IP address, like \"192.0.2.1\" or \"2001:db8::1\"".to_owned(),
+        _ if message.starts_with("missing field ") => "add the key to this section".to_owned(),
+        _ => everything(),
+    };
+    (message.replace('\n', ": "), hint)
+}
+
+/// The bare key at the beginning of the line that holds the offset.
+fn key_of_line(text: &str, offset: usize) -> Option<&str> {
+    let line_start = text.as_bytes()[..offset.min(text.len())].iter().rposition(|&byte| byte == b'\n');
+    let line = &text[line_start.map_or(0, |at| at + 1)..];
+    let key = line.split(['=', '\n']).next()?.trim();
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    (!key.is_empty() && key.chars().all(is_bare)).then_some(key)
 }
 
 /// Takes ``unknown field `x`, expected one of `a`, `b` `` apart.

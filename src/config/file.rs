@@ -264,6 +264,7 @@ pub(super) struct Surroundings {
 impl File {
     /// Checks everything and fills in what was left out.
     pub(super) fn into_config(self, surroundings: &Surroundings) -> Result<Config, Problem> {
+        every_address_once(&self)?;
         let hostname = match self.hostname {
             Some(name) => domain(&name, "hostname")?,
             None => surroundings.hostname.clone(),
@@ -315,20 +316,31 @@ fn smtp_listeners(listeners: Vec<Smtp>) -> Result<Vec<SmtpListener>, Problem> {
         let hint = "add [[smtp]] with address = \"127.0.0.1:2525\"";
         return Err(Problem::new(0, "no SMTP listener is configured", hint));
     }
+    let listener = |smtp: Smtp| {
+        let Smtp { address, auth_without_tls, auth_required } = smtp;
+        SmtpListener { address: address.into_inner(), auth_without_tls, auth_required }
+    };
+    Ok(listeners.into_iter().map(listener).collect())
+}
+
+/// Listeners share their port among shards (`SO_REUSEPORT`), so the kernel would let two kinds of them share one as well,
+/// and hand each connection to either.
+fn every_address_once(file: &File) -> Result<(), Problem> {
+    let smtp = file.smtp.iter().map(|smtp| &smtp.address);
+    let pop3 = file.pop3.iter().map(|pop3| &pop3.address);
+    let default = plain(SocketAddr::from(([127, 0, 0, 1], 2580)));
+    let admin = file.admin.enabled.then(|| file.admin.address.as_ref().unwrap_or(&default));
     let mut seen: Vec<SocketAddr> = Vec::new();
-    listeners
-        .into_iter()
-        .map(|smtp| {
-            let address = *smtp.address.get_ref();
-            if address.port() != 0 && seen.contains(&address) {
-                let message = format!("the address {address} is listed twice");
-                return Err(Problem::new(smtp.address.span().start, message, "remove one of the two [[smtp]] tables"));
-            }
-            seen.push(address);
-            let Smtp { auth_without_tls, auth_required, .. } = smtp;
-            Ok(SmtpListener { address, auth_without_tls, auth_required })
-        })
-        .collect()
+    for spanned in admin.into_iter().chain(smtp).chain(pop3) {
+        let address = *spanned.get_ref();
+        if address.port() != 0 && seen.contains(&address) {
+            let message = format!("two listeners have the address {address}");
+            let hint = "give one of them another port ([admin] has 127.0.0.1:2580 unless told otherwise)";
+            return Err(Problem::new(spanned.span().start, message, hint));
+        }
+        seen.push(address);
+    }
+    Ok(())
 }
 
 fn mailboxes(table: MailboxesTable, data_dir: &Path, hostname: &str) -> Result<Mailboxes, Problem> {

@@ -335,6 +335,9 @@ fn loaded(config: Config, source: String) -> Loaded {
             ));
         }
     }
+    if let Some(admin) = config.admin.filter(|admin| !admin.ip().is_loopback()) {
+        warnings.push(format!("admin {admin}: whoever reaches it sees and changes the queue, for it has no login"));
+    }
     for network in config.relay.trusted_networks.iter().filter(|network| network.prefix == 0) {
         warnings.push(format!("trusted_networks: {network} makes this an open relay"));
     }
@@ -430,7 +433,8 @@ mod tests {
         );
         check_error(
             &format!("{SMTP}[limits]\nmessage_size_max = \"5 MB\"\n"),
-            "r.toml:4: not a size: write octets, or text like \"50 MiB\"\n  hint: docs/configuration.md explains every key",
+            "r.toml:4: message_size_max: not a size: write octets, or text like \"50 MiB\"\n  \
+             hint: docs/configuration.md explains every key",
         );
         check_error(
             &format!("{SMTP}[limits]\nhops_max = 0\n"),
@@ -451,7 +455,35 @@ mod tests {
         );
         check_error(
             &format!("{SMTP}{SMTP}"),
-            "r.toml:4: the address 127.0.0.1:25 is listed twice\n  hint: remove one of the two [[smtp]] tables",
+            "r.toml:4: two listeners have the address 127.0.0.1:25\n  hint: give one of them another port ([admin] has \
+             127.0.0.1:2580 unless told otherwise)",
+        );
+        for text in ["[[pop3]]\naddress = \"127.0.0.1:25\"\n", "[[pop3]]\naddress = \"127.0.0.1:2580\"\n"] {
+            let error = parse(&format!("{SMTP}{text}"), None).unwrap_err();
+            assert_eq!(error.line, Some(4));
+            assert!(error.message.starts_with("two listeners have the address "), "{error}");
+        }
+        check_error(
+            &format!("shards = \"many\"\n{SMTP}"),
+            "r.toml:1: shards: string \"many\" does not go here\n  hint: write a whole number, without quotes",
+        );
+        check_error(
+            "[[smtp]]\naddress = \"127.0.0.1\"\n",
+            "r.toml:2: address: invalid socket address syntax\n  \
+             hint: write address and port, like \"127.0.0.1:2525\" or \"[::1]:2525\"",
+        );
+        check_error(
+            "[[smtp]]\nauth_required = true\n",
+            "r.toml:1: missing field `address`\n  hint: add the key to this section",
+        );
+        check_error(
+            &format!("{SMTP}[[route]]\ndomain = \"*\"\ntls = \"maybe\"\n"),
+            "r.toml:5: tls: \"maybe\" is not known\n  \
+             hint: write one of \"none\", \"opportunistic\", \"encrypt\", \"verify\"",
+        );
+        check_error(
+            &format!("limits = 5\n{SMTP}"),
+            "r.toml:1: limits: integer 5 does not go here\n  hint: write a section, like [limits] or [[smtp]]",
         );
         check_error(
             &format!("{SMTP}[[route]]\ndomain = \"*\"\n"),

@@ -21,8 +21,10 @@ pub(super) trait Shown {
 
 impl Shown for u64 {
     fn shown(self) -> String {
-        let (unit, factor) =
-            SIZE_UNITS.into_iter().find(|(_, factor)| self >= *factor && self % factor == 0).unwrap_or(("B", 1));
+        let (unit, factor) = SIZE_UNITS
+            .into_iter()
+            .find(|(_, factor)| self >= *factor && self.is_multiple_of(*factor))
+            .unwrap_or(("B", 1));
         format!("\"{} {unit}\"", self / factor)
     }
 }
@@ -30,8 +32,10 @@ impl Shown for u64 {
 impl Shown for Duration {
     fn shown(self) -> String {
         let ms = self.as_millis() as u64;
-        let (unit, factor) =
-            PERIOD_UNITS.into_iter().find(|(_, factor)| ms >= *factor && ms % factor == 0).unwrap_or(("ms", 1));
+        let (unit, factor) = PERIOD_UNITS
+            .into_iter()
+            .find(|(_, factor)| ms >= *factor && ms.is_multiple_of(*factor))
+            .unwrap_or(("ms", 1));
         format!("\"{}{unit}\"", ms / factor)
     }
 }

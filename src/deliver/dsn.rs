@@ -467,8 +467,7 @@ fn push_quoted_printable(out: &mut Vec<u8>, content: &[u8]) {
 
 /// RFC 5322 section 3.3, in UTC.
 fn date(unix_ms: u64) -> String {
-    let time = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    time.unwrap_or_default().strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
+    crate::smtp::trace::rfc5322_date(unix_ms).to_string()
 }
 
 #[cfg(test)]

@@ -103,9 +103,10 @@ impl Maildir {
         Maildir { root: mail_dir.join(user) }
     }
 
-    /// Creates the folders, 0700, if they are missing.
+    /// Creates the folders, 0700, if they are missing. `tmp` comes last: whoever can write into it finds the others,
+    /// also while two deliveries make the mailbox at the same time.
     pub fn create(&self) -> io::Result<()> {
-        for folder in ["tmp", "new", "cur"] {
+        for folder in ["new", "cur", "tmp"] {
             create_folder(&self.root.join(folder))?;
         }
         Ok(())
@@ -388,8 +389,9 @@ fn each_line(message: &NewMessage<'_>, mut each: impl FnMut(&[u8])) {
 /// Makes a folder 0700 and its missing parents, each durable: the parent is synced.
 pub(super) fn create_folder(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
+        // Whoever made it may not have synced it yet.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).ok_or(error)?;
             create_folder(parent)?;
@@ -414,6 +416,25 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn whoever_finds_tmp_finds_all() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..100 {
+            let maildir = Maildir::of_user(folder.path(), &format!("joe{round}"));
+            std::thread::scope(|scope| {
+                // What a second delivery does meanwhile: write into `tmp` as soon as it is there, then publish.
+                let other = scope.spawn(|| {
+                    while !maildir.root.join("tmp").exists() {
+                        std::hint::spin_loop();
+                    }
+                    maildir.root.join("new").exists() && maildir.root.join("cur").exists()
+                });
+                maildir.create().unwrap();
+                assert!(other.join().unwrap());
+            });
+        }
+    }
 
     fn message<'a>(maildir: &'a Maildir, body: &'a [u8]) -> NewMessage<'a> {
         let prefix = b"Return-Path: <a@b>\r\n";

@@ -1,5 +1,5 @@
 //! POP3: the session core without I/O ([`session`]), what RETR sends ([`wire`]), locked mailboxes ([`maildrop`]), and the
-//! shard that serves sessions and delivers into mailboxes ([`run`]).
+//! shard that serves sessions and delivers into mailboxes ([`run()`]).
 
 pub mod maildrop;
 pub mod run;

@@ -28,9 +28,19 @@ impl std::error::Error for ProbeError {}
 pub fn probe() -> Result<(), ProbeError> {
     check_kernel(rustix::system::uname().release().to_str().unwrap_or(""))?;
     raise_memlock()?;
-    match super::run_to_end("probe", || async {}) {
-        Ok(()) => Ok(()),
-        Err(error) => Err(explain(&error.to_string(), &io_uring_disabled())),
+    make_a_ring().map_err(|error| explain(&error, &io_uring_disabled()))
+}
+
+/// glommio answers with a panic where io_uring is refused as a whole: caught here, unheard, at a time when nothing else
+/// of the program runs yet.
+fn make_a_ring() -> Result<(), String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let made = std::panic::catch_unwind(|| super::run_to_end("probe", || async {}));
+    std::panic::set_hook(hook);
+    match made {
+        Ok(made) => made.map_err(|error| error.to_string()),
+        Err(_) => Err("the kernel refuses to make a ring".to_owned()),
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Only CRLF.CRLF ends a message (RFC 5321 section 4.1.1.4). A CR or LF that stands alone never counts as a line end and
 //! makes the message refused: what one server takes for a line end and another does not is how messages are smuggled.
-//! The body is kept in its wire form, dot-stuffed, without the final dot line.
+//! The body is kept in its wire form, dot-stuffed, without the final dot line. A dot at the start of a line that its
+//! sender forgot to double is removed, as section 4.5.2 wants: what leaves is stuffed canonically, so that no server
+//! behind us finds an end of data in a line like `.` NUL that we did not find.
 
 use memchr::{memchr2, memmem};
 
@@ -12,6 +14,8 @@ pub struct EndOfData {
     state: State,
     bare: Option<BareLineEnd>,
     leading_dots: bool,
+    /// Where in the last chunk the octets behind undoubled dots are, in order; at most one for each two octets.
+    lone_dots: Vec<usize>,
 }
 
 /// The octets just seen.
@@ -40,7 +44,7 @@ pub enum BareLineEnd {
 
 impl Default for EndOfData {
     fn default() -> Self {
-        EndOfData { state: State::LineStart, bare: None, leading_dots: false }
+        EndOfData { state: State::LineStart, bare: None, leading_dots: false, lone_dots: Vec::new() }
     }
 }
 
@@ -48,6 +52,7 @@ impl EndOfData {
     /// Scans a chunk. `Some(n)`: the message ended after `n` octets of it (the final `.` CR LF included); what is
     /// behind them are commands. `None`: all of it belongs to the message, more is to come.
     pub fn scan(&mut self, chunk: &[u8]) -> Option<usize> {
+        self.lone_dots.clear();
         let mut index = 0;
         while index < chunk.len() {
             if self.state == State::Text {
@@ -80,8 +85,12 @@ impl EndOfData {
                     self.leading_dots |= self.state == State::Dot;
                     State::Text
                 }
-                (State::Dot, _) => {
+                (State::Dot, b'.') => {
                     self.leading_dots = true;
+                    State::Text
+                }
+                (State::Dot, _) => {
+                    self.lone_dots.push(index - 1);
                     State::Text
                 }
                 (State::LineStart | State::Text, _) => State::Text,
@@ -99,7 +108,8 @@ impl EndOfData {
         self.bare
     }
 
-    /// No line of the body begins with a dot: wire form and content are the same octets.
+    /// No line of the body begins with a dot (undoubled ones apart, which do not stay): wire form and content are the
+    /// same octets.
     pub fn no_leading_dots(&self) -> bool {
         !self.leading_dots
     }
@@ -146,9 +156,18 @@ impl MessageReceiver {
         self.bytes += own.len() as u64;
         if self.bytes > self.bytes_max + END_BYTES as u64 {
             self.body = Vec::new();
-        } else {
-            self.body.extend_from_slice(own);
+            return end;
         }
+        let mut kept = 0;
+        for &behind_dot in &self.scanner.lone_dots {
+            match behind_dot.checked_sub(1) {
+                Some(dot) => self.body.extend_from_slice(&own[kept..dot]),
+                // The dot was the last octet of the chunk before; `take_body` leaves that one here.
+                None => drop(self.body.pop()),
+            }
+            kept = behind_dot;
+        }
+        self.body.extend_from_slice(&own[kept..]);
         end
     }
 
@@ -263,13 +282,25 @@ mod tests {
         body.starts_with(b".") || body.windows(3).any(|window| window == b"\r\n.")
     }
 
+    /// The body as a sender would have stuffed it who knows how.
+    fn naive_canonical(body: &[u8]) -> Vec<u8> {
+        let (mut content, mut wire) = (Vec::new(), Vec::new());
+        unstuff(body, &mut content);
+        stuff(&content, &mut wire);
+        wire
+    }
+
     fn check(data: &[u8]) {
         let mut scanner = EndOfData::default();
         let end = scanner.scan(data);
         assert_eq!(end, naive_end(data), "{data:?}");
         if let Some(end) = end {
             assert_eq!(scanner.bare_line_end().is_some(), naive_bare(&data[..end]), "{data:?}");
-            assert_eq!(scanner.no_leading_dots(), !naive_leading_dot(&data[..end - 3]), "{data:?}");
+            if !naive_bare(&data[..end]) {
+                let body = naive_canonical(&data[..end - 3]);
+                let no_leading_dots = !naive_leading_dot(&body);
+                check_receive(100, data, Received::Message { body, no_leading_dots });
+            }
         }
         for at in 0..=data.len() {
             let mut split = EndOfData::default();
@@ -301,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_body_taken_in_parts_is_the_whole_body() {
-        let data = b"line one\r\n..line two\r\n\r\n.\r\nQUIT\r\n";
+        let data = b"line one\r\n..line two\r\n.line three\r\n\r\n.\r\nQUIT\r\n";
         for step in 1..10 {
             let mut receiver = MessageReceiver::new(1000);
             let mut parts = Vec::new();
@@ -314,12 +345,12 @@ mod tests {
             }
             let Received::Message { body, .. } = receiver.finish() else { panic!("a message") };
             parts.extend(body);
-            assert_eq!(parts, b"line one\r\n..line two\r\n\r\n", "in steps of {step}");
+            assert_eq!(parts, b"line one\r\n..line two\r\nline three\r\n\r\n", "in steps of {step}");
         }
     }
 
     fn check_receive(bytes_max: u64, data: &[u8], expected: Received) {
-        for at in 0..data.len() {
+        for at in 0..=data.len() {
             let mut receiver = MessageReceiver::new(bytes_max);
             let end = receiver.receive(&data[..at]).or_else(|| receiver.receive(&data[at..]).map(|end| at + end));
             assert!(end.is_some());
@@ -333,6 +364,7 @@ mod tests {
         check_receive(100, b".\r\nQUIT\r\n", message(b"", true));
         check_receive(100, b"a\r\n.\r\n", message(b"a\r\n", true));
         check_receive(100, b"..a\r\n.\r\nRSET\r\n", message(b"..a\r\n", false));
+        check_receive(100, b".a\r\n.\0\r\n. .\r\n.\r\n", message(b"a\r\n\0\r\n .\r\n", true));
         check_receive(3, b"a\r\n.\r\n", message(b"a\r\n", true));
         check_receive(2, b"a\r\n.\r\n", Received::TooLarge);
         check_receive(100, b"a\nb\r\n.\r\n", Received::Bare(BareLineEnd::Lf));

@@ -345,7 +345,8 @@ fn a_damaged_message_is_not_read() {
 
 #[test]
 fn each_damage_to_a_segment_file_has_its_answer() {
-    type Case = (&'static str, fn(&Path), usize, fn(&Problem) -> bool);
+    type Harm = fn(&Path);
+    type Case = (&'static str, Harm, usize, fn(&Problem) -> bool);
     let cases: [Case; 5] = [
         ("first header", |file| scribble(file, 20, b"????"), 3, |p| matches!(p, Problem::HeaderRepaired(_))),
         ("copy", |file| scribble(file, 4096 + 20, b"????"), 3, |p| matches!(p, Problem::HeaderRepaired(_))),

@@ -303,7 +303,7 @@ impl Event {
                     .optional("login", login.as_ref())
                     .field("stage", stage)
                     .optional("from", reverse_path.as_ref().map(Path))
-                    .optional("to", recipient.as_ref().map(Bracketed))
+                    .optional("to", recipient.as_ref())
                     .field("reply", reply)
                     .end();
             }
@@ -593,7 +593,7 @@ mod tests {
                 login: None,
                 stage: "rcpt",
                 reverse_path: Some(ReversePath::Null),
-                recipient: Some("a\0 reply=250\\".into()),
+                recipient: Some("<a\0 reply=250\\>".into()),
                 reply: reply(550, "no \"relay\" = \u{202e}"),
             },
             "refused client=192.0.2.1 helo=\"x\\r\\n2026-01-02T03:04:05.678Z delivered id=1 to=\\\"y\\\" \\x1b[31m\" \
@@ -654,5 +654,24 @@ mod tests {
         log.log(Event::Stopped { queued: 1 });
         thread.finish();
         assert_eq!(log.dropped(), 1);
+    }
+
+    /// Every word of a line has its place in docs/operations.md.
+    #[test]
+    fn every_word_is_documented() {
+        let source = include_str!("event.rs");
+        let docs = include_str!("../../docs/operations.md");
+        let words: Vec<&str> = source
+            .split("unix_ms, \"")
+            .chain(source.split("rt::unix_ms(), \""))
+            .skip(1)
+            .filter_map(|rest| rest.split_once("\")"))
+            .map(|(word, _)| word)
+            .filter(|word| word.bytes().all(|c| c.is_ascii_lowercase() || c == b'_'))
+            .collect();
+        assert!(words.len() >= 15, "{words:?}");
+        for word in words {
+            assert!(docs.contains(&format!("`{word}`")), "{word} is not in docs/operations.md");
+        }
     }
 }

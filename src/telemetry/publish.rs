@@ -290,4 +290,29 @@ mod tests {
         stuck.retire();
         assert!(publisher.stalled(later).is_empty());
     }
+
+    /// docs/operations.md has a row for every metric, with its type, and none else.
+    #[test]
+    fn every_metric_is_documented() {
+        let docs = include_str!("../../docs/operations.md");
+        let (_, rest) = docs.split_once("\n## Metrics\n").unwrap();
+        let table = rest.split("\n## ").next().unwrap();
+        let mut documented: Vec<String> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .map(|(name, rest)| {
+                let name = name.split('{').next().unwrap();
+                format!("{name} {}", rest.split(' ').next().unwrap())
+            })
+            .collect();
+        let (telemetry, mut publisher) = publisher();
+        let _meter = telemetry.register("shard-0");
+        publisher.publish(rt::now());
+        let text = publisher.render();
+        let mut published: Vec<String> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(str::to_owned).collect();
+        documented.sort();
+        published.sort();
+        assert_eq!(documented, published);
+    }
 }

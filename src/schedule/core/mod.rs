@@ -636,7 +636,7 @@ impl Scheduler {
     }
 
     /// Tries everything now that waits: deferred parts, paused sites, failed lookups. The work is spread over turns.
-    /// Gives the number of parts that waited.
+    /// Gives the number of recipients that waited.
     pub fn flush(&mut self, now: u64) -> usize {
         for (_, hop) in &mut self.hops {
             if let RouteState::Failed { .. } = hop.route {
@@ -649,7 +649,8 @@ impl Scheduler {
             self.wake_site(key);
         }
         self.flush_next = Some(0);
-        self.part_wheel.len()
+        let deferred = self.parts.iter().filter(|(_, part)| part.state == PartState::Deferred);
+        deferred.map(|(_, part)| part.recipients.all().len()).sum()
     }
 
     fn flush_some(&mut self, now: u64) {

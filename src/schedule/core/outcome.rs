@@ -1,7 +1,9 @@
 //! What becomes of recipients: ends of jobs, retries, bounces, expiry.
 
 use super::reports::PendingReport;
-use super::{Action, DelayDsn, Fate, LaneUse, LogEntry, PartState, RecipientRecord, Recipients, Record, Scheduler};
+use super::{
+    Action, DelayDsn, Fate, LaneUse, LogEntry, Part, PartState, RecipientRecord, Recipients, Record, Scheduler,
+};
 use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote};
 use crate::dns::route::RouteFailure;
 use crate::schedule::pool::NONE;
@@ -130,7 +132,7 @@ impl Scheduler {
         if !not_tried.is_empty() {
             self.parts[part].recipients = Recipients::from_slice(&not_tried);
         }
-        let deferred_parts = if expired { Vec::new() } else { self.deferral_parts(message, &deferred, attempts) };
+        let deferred_parts = if expired { Vec::new() } else { self.deferral_parts(part, &deferred) };
         let mut aged = Vec::new();
         if not_tried.is_empty() {
             self.drop_part(part);
@@ -172,7 +174,8 @@ impl Scheduler {
     }
 
     /// One loose part per different reply, so that each recipient keeps its own.
-    fn deferral_parts(&mut self, message: u32, deferred: &[(RecipientIndex, Reply)], attempts: u16) -> Vec<u32> {
+    fn deferral_parts(&mut self, of: u32, deferred: &[(RecipientIndex, Reply)]) -> Vec<u32> {
+        let Part { message, site, attempts, .. } = self.parts[of];
         let mut groups: Vec<(&Reply, Vec<RecipientIndex>)> = Vec::new();
         for (index, reply) in deferred {
             match groups.iter_mut().find(|(other, _)| *other == reply) {
@@ -183,6 +186,7 @@ impl Scheduler {
         let part = |(reply, indices): (&Reply, Vec<RecipientIndex>)| {
             let part = self.new_part(message, Recipients::from_slice(&indices), attempts.saturating_add(1));
             self.parts[part].reply = self.replies.keep(reply);
+            self.set_site(part, site);
             part
         };
         groups.into_iter().map(part).collect()

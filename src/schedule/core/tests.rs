@@ -603,6 +603,9 @@ fn show_says_why_a_message_waits() {
     assert_eq!((rows[0]["state"].as_str(), rows[1]["state"].as_str()), (Some("deferred"), Some("running")));
     assert!(rows[0]["next_ms"].as_u64().is_some_and(|next| next > bench.now));
     assert!(rows[0]["reason"].as_str().is_some_and(|reason| reason.contains("450 4.0.0 later")));
+    assert_eq!(rows[0]["site"].as_str(), Some("mx:mx.a.example"));
+    let summary = bench.scheduler.queue_summary(bench.now);
+    assert_eq!((summary["sites"][0]["deferred"].as_u64(), summary["deferred"].as_u64()), (Some(1), Some(1)));
     let list = bench.scheduler.queue_list(bench.now, 10);
     assert_eq!((list.len(), list[0].1["recipients"].as_u64()), (1, Some(2)));
     assert!(bench.scheduler.queue_show(bench.now, QueueId(1)).is_none());

@@ -7,7 +7,7 @@ use crate::schedule::core::{Report, ReportKind};
 use crate::schedule::random::mix;
 use crate::smtp::Address;
 use crate::spool::{Envelope, QueueId, SpoolError, SpoolReader, StoredMessage};
-use crate::telemetry::{Event, EventLog};
+use crate::telemetry::{Event, EventLog, Meter};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ struct Maker {
     hostname: Arc<str>,
     reader: SpoolReader,
     events: EventLog,
+    meter: Arc<Meter>,
     answers: Answers,
     seed: u64,
 }
@@ -46,8 +47,15 @@ struct Submitted {
 }
 
 impl Reporter {
-    pub(super) fn new(hostname: &str, reader: SpoolReader, events: EventLog, answers: Answers, seed: u64) -> Reporter {
-        let maker = Maker { hostname: hostname.into(), reader, events, answers, seed };
+    pub(super) fn new(
+        hostname: &str,
+        reader: SpoolReader,
+        events: EventLog,
+        meter: Arc<Meter>,
+        answers: Answers,
+        seed: u64,
+    ) -> Reporter {
+        let maker = Maker { hostname: hostname.into(), reader, events, meter, answers, seed };
         Reporter { maker, building: 0, waiting: VecDeque::new(), submitted: HashMap::new() }
     }
 
@@ -92,6 +100,7 @@ impl Reporter {
         match result {
             Ok(id) => {
                 let Submitted { queue_id: about, kind, recipient } = submitted;
+                self.maker.meter.counters.dsns_sent.increment();
                 self.maker.events.log(Event::DsnSent { id, about, kind, recipient });
                 Ok(())
             }
@@ -117,6 +126,7 @@ impl Maker {
 
     fn give_up(&self, report: &Report, reason: &str) -> Option<Built> {
         let reason = format!("the sender cannot be told, for the message cannot be read: {reason}");
+        self.meter.counters.double_bounces.increment();
         self.events.log(Event::DoubleBounce { id: report.queue_id, reason });
         None
     }
