@@ -26,7 +26,8 @@ def normal(line):
     line = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", line.rstrip())
     line = re.sub(r"\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d+ \w{3} \d{4} [\d:]+ [+-]\d{4}", "DATE", line)
     line = re.sub(r"\b(?=[0-9A-Z]*\d)[0-9A-Z]{12,13}\b", "ID", line)
-    line = re.sub(r"\b(by|hostname=) ?\S+", r"\1 HOST", line)
+    line = re.sub(r"\bby \S+|\bhostname=\S+", "HOST", line)
+    line = re.sub(r", alice@\S+", ", alice@HOST", line)
     line = re.sub(r"host=\S+", "host=HOST", line)
     return re.sub(r"\b(delay|client|batch|size|pid|shards|took)=\S+", r"\1=N", line)
 

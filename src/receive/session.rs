@@ -135,7 +135,9 @@ impl Driver<'_> {
                 return Err(Lost::TimedOut);
             }
             self.idle.set(idle);
-            self.stream.set_deadline(rt::now() + self.context().config.limits.command_timeout);
+            if !self.session.is_skipping_line() {
+                self.stream.set_deadline(rt::now() + self.context().config.limits.command_timeout);
+            }
         } else if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;

@@ -28,6 +28,7 @@ impl std::error::Error for ProbeError {}
 pub fn probe() -> Result<(), ProbeError> {
     check_kernel(rustix::system::uname().release().to_str().unwrap_or(""))?;
     raise_memlock()?;
+    raise_descriptors();
     make_a_ring().map_err(|error| explain(&error, &io_uring_disabled()))
 }
 
@@ -46,6 +47,15 @@ fn make_a_ring() -> Result<(), String> {
 
 fn io_uring_disabled() -> String {
     std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default().trim().to_owned()
+}
+
+/// Raises the soft limit of open descriptors to the hard one: every connection needs one, and the usual soft limit of
+/// 1,024 is for programs that use select(2).
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Where it cannot be raised, accepting pauses when descriptors run out; nothing else depends on it.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// `release` as in `uname -r`; one that cannot be read is given the benefit of the doubt.

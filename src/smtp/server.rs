@@ -209,6 +209,11 @@ impl Session {
         matches!(self.state, State::Mail(_) | State::Receiving(_))
     }
 
+    /// The start of an over-long line was thrown away and its end has not come: the deadline of that line still runs.
+    pub fn is_skipping_line(&self) -> bool {
+        self.skipping_line
+    }
+
     /// EHLO or HELO argument; empty before.
     pub fn helo(&self) -> &str {
         &self.helo

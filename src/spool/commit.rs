@@ -84,6 +84,8 @@ struct State<F> {
     in_flight: bool,
     /// Octets of `queue` and of the batch in flight.
     waiting_bytes: usize,
+    /// Length of the batch before: so much is set aside for the next, which then need not grow by copying.
+    batch_bytes: usize,
     failures: u32,
     health: Health,
     /// [`GroupCommit::run`] has returned.
@@ -186,6 +188,7 @@ impl<S: Supply> GroupCommit<S> {
             queue: VecDeque::new(),
             in_flight: false,
             waiting_bytes: 0,
+            batch_bytes: 0,
             failures: 0,
             health: Health::Open,
             has_ended: false,
@@ -258,7 +261,7 @@ impl<S: Supply> GroupCommit<S> {
             state.queue.push_back(Batch {
                 segment: active.segment.clone(),
                 offset: active.next_offset,
-                bytes: Vec::new(),
+                bytes: Vec::with_capacity(state.batch_bytes),
                 messages: 0,
                 last: Location(0),
                 outcome: Rc::default(),
@@ -364,7 +367,11 @@ impl<S: Supply> GroupCommit<S> {
             Ok(()) => batch.segment.file.sync_data().await,
             Err(error) => Err(error),
         };
-        self.state.borrow_mut().waiting_bytes -= messages_len;
+        {
+            let mut state = self.state.borrow_mut();
+            state.waiting_bytes -= messages_len;
+            state.batch_bytes = (messages_len + messages_len / 4).next_multiple_of(PAGE_BYTES as usize);
+        }
         match synced {
             Ok(()) => {
                 self.stats.note_batch(batch.messages, padded as u64, self.supply.now_us() - started);

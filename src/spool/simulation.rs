@@ -1038,7 +1038,7 @@ fn what_is_acknowledged_survives_every_power_cut() {
         println!("{counts:?}");
         return;
     }
-    let histories = setting("SPOOL_HISTORIES").unwrap_or(2_000);
+    let histories = setting("SPOOL_HISTORIES").unwrap_or(500);
     for seed in 0..histories {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history(seed, &mut counts)));
         if let Err(panic) = result {
