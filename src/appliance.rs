@@ -122,6 +122,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
         recipients: opened.survivors.iter().map(|survivor| survivor.recipients.len() as u64).sum(),
         took: rt::now() - began,
     });
+    tell_damage(&opened.report);
     let pools = Pools::start().map_err(os_error)?;
     let directory = DirectoryHandle::open(&config.mailboxes, pools.directory.clone())
         .map_err(|error| StartError::new(code::CONFIG, error.to_string(), "mend the file, or move it away"))?;
@@ -400,6 +401,22 @@ fn cannot_listen(what: &str, address: SocketAddr, error: &io::Error) -> StartErr
         _ => (code::OS_ERROR, "check the address in the configuration".to_owned()),
     };
     StartError::new(code, format!("cannot listen for {what} on {address}: {error}"), hint)
+}
+
+/// What start-up found wrong in the spool, one line each: nobody else would tell the operator that mail is missing.
+fn tell_damage(report: &spool::RecoveryReport) {
+    for problem in &report.problems {
+        match problem.loses_mail() {
+            true => tracing::error!("spool: {problem}"),
+            false => tracing::warn!("spool: {problem}"),
+        }
+    }
+    if report.journal_lost {
+        tracing::error!("spool: no journal is readable; every message that is still stored goes out again");
+    } else if report.damaged_journal_frames > 0 {
+        let frames = report.damaged_journal_frames;
+        tracing::warn!("spool: {frames} parts of the journal are damaged; some messages may go out again");
+    }
 }
 
 fn create_data_dir(path: &Path) -> Result<(), StartError> {

@@ -173,5 +173,23 @@ def crash_with_local_mail(box):
     relay.stop()
 
 
+def damage_is_told(box):
+    """A truncated segment and a zeroed journal: it starts, and the log names each of them"""
+    relay = box.ringmail("damaged", {"route": [{"domain": "*", "host": "127.0.0.1", "port": free_port()}]})
+    relay.start()
+    with relay.smtp() as session:
+        session.sendmail("a@client.test", ["x@far.test"], b"Subject: d\r\n\r\nd\r\n")
+    relay.kill()
+    segments = sorted((relay.data_dir / "spool" / "segments").glob("*.seg"))
+    os.truncate(segments[0], 1 << 20)
+    for journal in (relay.data_dir / "spool" / "journal").glob("*.journal"):
+        journal.write_bytes(bytes(journal.stat().st_size))
+    relay.start()
+    log = relay.log()
+    check(f"segments/{segments[0].name} has another length than it says" in log, f"the segment is not named:\n{log}")
+    check("no journal is readable" in log, f"the journal is not named:\n{log}")
+    relay.stop()
+
+
 if __name__ == "__main__":
-    main(orderly_stops, stop_with_a_dead_far_side, crashes, crash_with_local_mail)
+    main(orderly_stops, stop_with_a_dead_far_side, crashes, crash_with_local_mail, damage_is_told)
