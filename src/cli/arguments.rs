@@ -34,6 +34,9 @@ pub(super) enum Command {
     /// See and change what waits for delivery; asks the running server
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Look at the spool folder itself, whether a server uses it or not
+    #[command(subcommand)]
+    Spool(SpoolCommand),
     /// Manage mailboxes and logins
     #[command(subcommand)]
     User(UserCommand),
@@ -87,6 +90,27 @@ pub(super) struct ShowArguments {
     /// Print JSON: one object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum SpoolCommand {
+    /// Read everything and say what is damaged; changes nothing, and may run beside the server
+    #[command(after_help = "Exit codes: 0 sound, 65 damaged, 66 there is no spool.")]
+    Check(FormArguments),
+    /// Print one message as it will be delivered, or its envelope; may run beside the server
+    #[command(after_help = "Examples:\n  ringmail spool cat 0000000G0080 > message.eml\n  \
+        ringmail spool cat --envelope 0000000G0080")]
+    Cat(CatArguments),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CatArguments {
+    /// Queue ID, as the log and `queue list` show it
+    #[arg(value_name = "QUEUE-ID")]
+    pub id: String,
+    /// Print the envelope instead of the message
+    #[arg(long)]
+    pub envelope: bool,
 }
 
 #[derive(Subcommand, Debug)]

@@ -1,7 +1,7 @@
 //! The command line: what can be asked for, how it is explained, and with which exit code it ends.
 //!
 //! `ringmail run` is the server (`run`); `queue` commands ask the running server over its admin address (`client`);
-//! `config` and `user` commands work on files.
+//! `config`, `spool` and `user` commands work on files.
 
 mod arguments;
 mod client;
@@ -9,6 +9,7 @@ mod config;
 mod exit;
 mod queue;
 pub mod run;
+mod spool;
 mod user;
 
 use arguments::{Arguments, Command, ConfigCommand};
@@ -50,6 +51,7 @@ fn perform(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Config(ConfigCommand::Check) => config::check(file),
         Command::Config(ConfigCommand::Show) => config::show(file),
         Command::Queue(command) => queue::perform(&load(file)?.config, command),
+        Command::Spool(command) => spool::perform(&load(file)?.config, command),
         Command::User(command) => user::perform(&load(file)?.config, command),
         Command::Version => {
             println!("ringmail {}", env!("CARGO_PKG_VERSION"));

@@ -8,11 +8,12 @@
 //! ```
 //!
 //! Files: `record`, `envelope`, `segment`, `journal` own the forms on disk; `commit`, `large`, `keeper` write;
-//! `table`, `mapping`, `read` read; `recovery` starts; `shard` and `journal_driver` bind it to executors and threads.
+//! `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on; `shard` and `journal_driver` bind it to executors and threads.
 
 mod commit;
 mod disk;
 pub mod envelope;
+mod inspect;
 mod journal;
 mod journal_driver;
 mod keeper;
@@ -33,6 +34,7 @@ mod tests;
 
 pub use commit::{BATCH_BYTES_MAX, WAITING_BYTES_MAX};
 pub use envelope::{BodyType, DsnReturn, Envelope, EnvelopeError, Notify, Origin, Recipient, routing_domain};
+pub use inspect::{FindError, Finding, FoundMessage, Inspection, Progress, Verdict, find, inspect};
 pub use journal::fuzz_replay;
 pub use journal_driver::Journal;
 pub use large::{LARGE_BODY_BYTES, LargeBody, LargeBodyWriter};

@@ -24,8 +24,8 @@ pub(crate) struct Recovered {
     /// Above every number seen.
     pub(crate) number_next: u64,
     free: Vec<u64>,
-    old_journals: Vec<u64>,
-    large_orphans: Vec<u64>,
+    pub(super) old_journals: Vec<u64>,
+    pub(super) large_orphans: Vec<u64>,
     /// Names to remove: files whose making was cut off.
     leftovers: Vec<String>,
 }
@@ -318,7 +318,7 @@ fn read_segment<D: Disk>(
     Ok(Some(FoundSegment { header, live: 0, known, done_behind, end: summary.end.max(from) }))
 }
 
-fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<SegmentVerdict, UnknownVersion>> {
+pub(super) fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<SegmentVerdict, UnknownVersion>> {
     let len = file.len()?;
     let mut head = vec![0; DATA_START.min(len) as usize];
     // A page that cannot be read is a damaged one; the copy and the seal lie on other pages.

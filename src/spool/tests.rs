@@ -35,7 +35,7 @@ fn open_at(folder: &Path) -> Opened {
     }
 }
 
-async fn put(spool: &ShardSpool, envelope: &Envelope, body: &[u8]) -> Result<Committed, SpoolError> {
+pub(super) async fn put(spool: &ShardSpool, envelope: &Envelope, body: &[u8]) -> Result<Committed, SpoolError> {
     let trace =
         &mut |id: QueueId, out: &mut Vec<u8>| out.extend_from_slice(format!("Received: id {id}\r\n").as_bytes());
     let body = DraftBody::Memory(body.to_vec());
@@ -43,7 +43,7 @@ async fn put(spool: &ShardSpool, envelope: &Envelope, body: &[u8]) -> Result<Com
 }
 
 /// Runs one life of the process.
-fn life<Fut: Future<Output = ()>>(
+pub(super) fn life<Fut: Future<Output = ()>>(
     folder: &Path,
     run: impl FnOnce(ShardSpool, SpoolReader, Journal, Vec<Survivor>) -> Fut,
 ) {
@@ -281,7 +281,7 @@ fn a_closed_spool_takes_nothing_and_an_oversized_record_is_refused() {
 }
 
 /// Puts `count` messages into a fresh spool, and says where it lies and what they are called.
-fn filled(folder: &Path, count: usize) -> (PathBuf, Vec<Committed>) {
+pub(super) fn filled(folder: &Path, count: usize) -> (PathBuf, Vec<Committed>) {
     let path = folder.join("spool");
     let to = envelope(&["a@example.org"]);
     let mut committed = Vec::new();
@@ -295,12 +295,12 @@ fn filled(folder: &Path, count: usize) -> (PathBuf, Vec<Committed>) {
     (path, committed)
 }
 
-fn segment_path(path: &Path, location: Location) -> PathBuf {
+pub(super) fn segment_path(path: &Path, location: Location) -> PathBuf {
     path.join(format!("segments/{:09X}.seg", location.segment()))
 }
 
 /// Changes octets of a file.
-fn scribble(file: &Path, offset: u64, octets: &[u8]) {
+pub(super) fn scribble(file: &Path, offset: u64, octets: &[u8]) {
     use std::os::unix::fs::FileExt;
     std::fs::File::options().write(true).open(file).unwrap().write_all_at(octets, offset).unwrap();
 }
