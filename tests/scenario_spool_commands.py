@@ -1,4 +1,4 @@
-"""An operator looks at the spool itself: `spool check` and `spool cat`, beside the running server and without it.
+"""An operator looks at the spool itself: `spool check`, `spool cat` and `spool repair`, beside the running server and without it.
 
 The far side is dead, so that everything stays queued; later octets of a segment are changed on disk, and the check says
 where, while the other messages can still be read.
@@ -123,5 +123,28 @@ def damage(box):
         check(message_of(relay, queue_id), f"{queue_id} cannot be read")
 
 
+def repair(box):
+    """The damage is copied, nothing else is touched, and the next start delivers what is whole"""
+    relay = box.relay
+    folder = relay.data_dir / "spool"
+    files = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "lock"}
+    done = relay.cli("spool", "repair", "--json", ok=False)
+    check_equal(done.returncode, 65, f"exit code of a repair that found damage; {done.stdout} {done.stderr}")
+    copies = json.loads(done.stdout)["copies"]
+    check(copies, "nothing was copied")
+    check(any(b"Sabotage" in (folder / copy["to"]).read_bytes() for copy in copies), f"not the damaged octets: {copies}")
+    check_equal({f for f, octets in files.items() if not f.exists() or f.read_bytes() != octets}, set(), "changed files")
+    again = json.loads(relay.cli("spool", "repair", "--json", ok=False).stdout)["copies"]
+    check(all(copy["was_there"] for copy in again), f"copied again: {again}")
+    sink = box.sink(port=relay.config["route"][0]["port"])
+    relay.start()
+    beside = relay.cli("spool", "repair", ok=False)
+    check_equal(beside.returncode, 75, f"exit code of a repair beside the server; {beside.stderr}")
+    relay.cli("queue", "flush")
+    wait_until(lambda: len(sink.messages) >= 3, "the three whole messages to be delivered")
+    check_equal(sorted(m.header("Subject") for m in sink.messages), ["number 0", "number 1", "number 3"], "delivered")
+    relay.stop()
+
+
 if __name__ == "__main__":
-    main(beside_the_server, under_load, what_is_not_there, damage)
+    main(beside_the_server, under_load, what_is_not_there, damage, repair)

@@ -101,6 +101,12 @@ pub(super) enum SpoolCommand {
     #[command(after_help = "Examples:\n  ringmail spool cat 0000000G0080 > message.eml\n  \
         ringmail spool cat --envelope 0000000G0080")]
     Cat(CatArguments),
+    /// Copy what cannot be read to DATA/spool/quarantine; removes and changes nothing. The server must be stopped
+    #[command(
+        after_help = "Exit codes: 0 nothing was damaged, 65 something was (see what is printed), 66 there is no spool,\n\
+        75 the server runs."
+    )]
+    Repair(FormArguments),
 }
 
 #[derive(Args, Debug)]

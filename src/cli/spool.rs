@@ -4,7 +4,8 @@ use super::arguments::{CatArguments, FormArguments, SpoolCommand};
 use super::exit::{self, Failure};
 use crate::config::Config;
 use crate::spool::{
-    self, Envelope, FindError, Finding, FoundMessage, Inspection, OpenError, Origin, Progress, QueueId,
+    self, Copied, Envelope, FindError, Finding, FoundMessage, Inspection, OpenError, Origin, Progress, QueueId,
+    Repaired,
 };
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -17,6 +18,7 @@ pub(super) fn perform(config: &Config, command: SpoolCommand) -> Result<ExitCode
     match command {
         SpoolCommand::Check(form) => check(&folder, &form),
         SpoolCommand::Cat(arguments) => cat(&folder, &arguments),
+        SpoolCommand::Repair(form) => repair(&folder, &form),
     }
 }
 
@@ -121,6 +123,57 @@ fn as_json(folder: &Path, seen: &Inspection) -> Value {
     };
     object.insert("findings".into(), seen.findings.iter().map(finding).collect());
     object.into()
+}
+
+fn repair(folder: &Path, form: &FormArguments) -> Result<ExitCode, Failure> {
+    let mut line = ProgressLine::new();
+    let done = spool::repair(folder, &mut |progress| line.show(progress));
+    drop(line);
+    let done = done.map_err(|error| cannot_open(folder, &error))?;
+    let text = if form.json { format!("{:#}\n", repaired_json(folder, &done)) } else { repaired_text(folder, &done) };
+    print(text.as_bytes())?;
+    Ok(if done.inspection.is_damaged() { exit::DATA.into() } else { ExitCode::SUCCESS })
+}
+
+fn repaired_text(folder: &Path, done: &Repaired) -> String {
+    let mut out = String::new();
+    for finding in &done.inspection.findings {
+        out += &finding_line(folder, finding);
+        out.push('\n');
+    }
+    for copied in &done.copies {
+        let range = copied.range.map_or(String::new(), |(from, to)| format!(" octets {from} to {to}"));
+        let verb = if copied.was_there { "was copied before:" } else { "copied:" };
+        let (from, to) = (folder.join(&copied.from), folder.join(&copied.to));
+        write!(out, "{verb} {}{range} to {}", from.display(), to.display()).expect("a String takes everything");
+        if copied.unreadable_pages > 0 {
+            write!(out, " ({} pages cannot be read, zeros there)", copied.unreadable_pages)
+                .expect("a String takes everything");
+        }
+        out.push('\n');
+    }
+    out.push_str(match (done.copies.is_empty(), done.inspection.is_damaged()) {
+        (true, false) => "nothing to set aside\n",
+        (true, true) => "nothing of it is left to copy\n",
+        (false, _) => "nothing was removed or changed; the next start delivers everything that is whole\n",
+    });
+    out
+}
+
+fn repaired_json(folder: &Path, done: &Repaired) -> Value {
+    let mut object = as_json(folder, &done.inspection);
+    let copy = |copied: &Copied| {
+        json!({
+            "from": copied.from,
+            "offset": copied.range.map(|(from, _)| from),
+            "length": copied.range.map(|(from, to)| to - from),
+            "to": copied.to,
+            "unreadable_pages": copied.unreadable_pages,
+            "was_there": copied.was_there,
+        })
+    };
+    object["copies"] = done.copies.iter().map(copy).collect();
+    object
 }
 
 fn cat(folder: &Path, arguments: &CatArguments) -> Result<ExitCode, Failure> {

@@ -122,7 +122,7 @@ impl OsDisk {
     }
 }
 
-fn make_private_folder(path: &Path) -> io::Result<()> {
+pub(super) fn make_private_folder(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made?,
@@ -134,7 +134,7 @@ fn make_private_folder(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & !0o077))
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

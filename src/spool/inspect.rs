@@ -476,7 +476,7 @@ fn read_message(disk: &ReadOnlyDisk, queue_id: QueueId, location: Location) -> R
 }
 
 /// A spool folder in which nothing can be changed, whatever the code that reads it does.
-struct ReadOnlyDisk(OsDisk);
+pub(super) struct ReadOnlyDisk(pub(super) OsDisk);
 
 impl Disk for ReadOnlyDisk {
     type File = File;

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Files: `record`, `envelope`, `segment`, `journal` own the forms on disk; `commit`, `large`, `keeper` write;
-//! `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on; `shard` and `journal_driver` bind it to executors and threads.
+//! `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on, `repair` sets aside; `shard` and `journal_driver` bind it to executors and threads.
 
 mod commit;
 mod disk;
@@ -23,6 +23,7 @@ pub mod queue_id;
 mod read;
 mod record;
 mod recovery;
+mod repair;
 mod segment;
 mod shard;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use queue_id::{Location, QueueId, QueueIdError};
 pub use read::{SpoolReader, StoredMessage};
 pub use record::fuzz_decode;
 pub use recovery::{Problem, RecoveryReport};
+pub use repair::{Copied, QUARANTINE, Repaired, repair};
 pub use segment::Damage;
 pub use shard::{ShardSpool, ShardSpoolSeed, check, open};
 pub use stats::{BUCKETS, SpoolCounts, SpoolStats, bucket_max, each_new};

@@ -108,7 +108,7 @@ pub fn check(folder: &Path) -> Result<RecoveryReport, OpenError> {
     Ok(recovery::recover(&disk)?.report)
 }
 
-fn lock(folder: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(folder: &Path) -> Result<File, OpenError> {
     let mut options = File::options();
     let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(folder.join("lock"))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

@@ -26,7 +26,7 @@ pub(super) fn envelope(recipients: &[&str]) -> Envelope {
 }
 
 /// Helper threads of the life before may hold the lock for a moment longer.
-fn open_at(folder: &Path) -> Opened {
+pub(super) fn open_at(folder: &Path) -> Opened {
     loop {
         match open(folder, Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0 }) {
             Err(OpenError::Locked { .. }) => std::thread::yield_now(),
