@@ -15,11 +15,11 @@ ROUNDS = 12
 class Load:
     """Senders that submit numbered messages until told to stop, and remember the answers."""
 
-    def __init__(self, relay, round_name):
+    def __init__(self, relay, round_name, senders=SENDERS):
         self.relay, self.round_name = relay, round_name
         self.acknowledged, self.tried = set(), set()
         self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self._send, args=(n,), daemon=True) for n in range(SENDERS)]
+        self.threads = [threading.Thread(target=self._send, args=(n,), daemon=True) for n in range(senders)]
         for thread in self.threads:
             thread.start()
 
