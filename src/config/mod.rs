@@ -2,16 +2,40 @@
 //!
 //! One snapshot ([`Config`]) is immutable and shared; a reload makes a new one, whole or not at all.
 
+mod admin;
+mod check;
+mod delivery;
+mod dns;
 mod error;
 mod file;
+mod limits;
+mod mailboxes;
+mod network;
+mod pop3;
+mod relay;
+mod retry;
+mod route;
+mod smtp;
+mod spool;
+mod tls;
 mod units;
 
+pub use delivery::Delivery;
+pub use dns::Dns;
 pub use error::ConfigError;
+pub use limits::Limits;
+pub use mailboxes::Mailboxes;
+pub use network::IpNetwork;
+pub use pop3::Pop3Listener;
+pub use relay::RelayPolicy;
+pub use retry::Retry;
+pub use route::{NextHopConfig, Route};
+pub use smtp::SmtpListener;
+pub use spool::SpoolConfig;
+pub use tls::TlsFiles;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
 
 /// Everything that can be configured, checked as a whole.
 #[derive(Clone, Debug)]
@@ -46,174 +70,6 @@ pub struct Config {
     pub spool: SpoolConfig,
     /// TLS certificate of the listeners.
     pub tls: Option<TlsFiles>,
-}
-
-/// One SMTP listener.
-#[derive(Clone, Debug)]
-pub struct SmtpListener {
-    /// Address and port.
-    pub address: SocketAddr,
-    /// AUTH is offered without TLS (loopback and tests).
-    pub auth_without_tls: bool,
-    /// AUTH is required before MAIL (submission).
-    pub auth_required: bool,
-}
-
-/// One POP3 listener.
-#[derive(Clone, Debug)]
-pub struct Pop3Listener {
-    /// Address and port.
-    pub address: SocketAddr,
-    /// USER/PASS is offered without TLS.
-    pub auth_without_tls: bool,
-}
-
-/// Who may relay. Local domains are always accepted for their users.
-#[derive(Clone, Debug)]
-pub struct RelayPolicy {
-    /// Clients in these networks may relay anywhere; default loopback.
-    pub trusted_networks: Vec<IpNetwork>,
-    /// Anybody may send to these domains (we are their MX or filter); exact names, or `.example.com` for subdomains.
-    pub relay_domains: Vec<String>,
-}
-
-/// A network in CIDR notation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IpNetwork {
-    /// Base address.
-    pub address: IpAddr,
-    /// Prefix length.
-    pub prefix: u8,
-}
-
-/// Bounds of inbound sessions (RFC 5321 section 4.5.3).
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// SIZE: octets of one message; default 50 MiB.
-    pub message_bytes_max: u64,
-    /// Recipients of one transaction; default 1,000.
-    pub recipients_max: usize,
-    /// `Received:` fields before a message is taken for looping; default 50.
-    pub hops_max: usize,
-    /// Time to wait for the next command; default 5 min.
-    pub command_timeout: Duration,
-    /// Time to wait for the next octets of data; default 3 min.
-    pub data_timeout: Duration,
-    /// Commands refused before the session ends with 421; default 20.
-    pub errors_max: usize,
-    /// Sessions at once on all listeners; default 10,000.
-    pub sessions_max: usize,
-    /// Time that a stop waits for sessions; default 10 s.
-    pub stop_timeout: Duration,
-}
-
-/// Local delivery.
-#[derive(Clone, Debug)]
-pub struct Mailboxes {
-    /// Domains whose users live here; default `localhost` and `hostname`.
-    pub local_domains: Vec<String>,
-    /// Users file; default `DATA/users`.
-    pub users_file: PathBuf,
-    /// Aliases file (`name: target, target`); default `DATA/aliases`, which may be missing.
-    pub aliases_file: PathBuf,
-    /// Folder of the Maildirs, one per user; default `DATA/mail`.
-    pub mail_dir: PathBuf,
-}
-
-/// Retry times.
-#[derive(Clone, Debug)]
-pub struct Retry {
-    /// Delay before the second attempt; default 5 min.
-    pub delay_min: Duration,
-    /// Longest delay between attempts; default 4 h.
-    pub delay_max: Duration,
-    /// Age at which a message expires; default 5 days.
-    pub lifetime: Duration,
-    /// Age at which a delay DSN is sent; default 4 h.
-    pub delay_dsn_after: Duration,
-}
-
-/// A fixed route.
-#[derive(Clone, Debug)]
-pub struct Route {
-    /// `example.com`, `.example.com` (subdomains) or `*`.
-    pub domain: String,
-    /// Where it goes.
-    pub next_hop: NextHopConfig,
-    /// `smtp` or `lmtp`.
-    pub protocol: crate::bus::Protocol,
-    /// TLS policy; default opportunistic.
-    pub tls: crate::bus::TlsPolicy,
-    /// Login.
-    pub credentials: Option<std::sync::Arc<crate::bus::Credentials>>,
-}
-
-/// Where a fixed route leads.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum NextHopConfig {
-    /// A host by name (A/AAAA, no MX) or address, with port.
-    Host {
-        /// Name or address.
-        host: String,
-        /// Port; default 25.
-        port: u16,
-    },
-    /// The MX hosts of another domain.
-    Mx(String),
-}
-
-/// Outbound limits, per site.
-#[derive(Clone, Debug)]
-pub struct Delivery {
-    /// Connections per site at most; default 20.
-    pub connections_max: usize,
-    /// Messages over one connection; default 1,000.
-    pub messages_per_connection: usize,
-    /// Recipients of one transaction; default 100.
-    pub recipients_per_transaction: usize,
-    /// Port of MX hosts; default 25.
-    pub port: u16,
-    /// Contact loopback and private addresses that public DNS gives; default false.
-    pub allow_private_targets: bool,
-    /// Time for a connection to be made; default 30 s.
-    pub connect_timeout: Duration,
-    /// Time for each reply; default 5 min.
-    pub reply_timeout: Duration,
-    /// Time for the reply to end-of-data; default 10 min.
-    pub data_end_timeout: Duration,
-    /// An idle connection is kept this long; default 5 s.
-    pub idle_timeout: Duration,
-    /// Local addresses to leave by; empty lets the kernel choose.
-    pub source_addresses: Vec<IpAddr>,
-}
-
-/// Resolver.
-#[derive(Clone, Debug)]
-pub struct Dns {
-    /// Servers; empty reads /etc/resolv.conf.
-    pub servers: Vec<SocketAddr>,
-    /// Time for one query to one server; default 2 s.
-    pub timeout: Duration,
-    /// Rounds over all servers; default 3.
-    pub attempts: usize,
-}
-
-/// Spool.
-#[derive(Clone, Debug)]
-pub struct SpoolConfig {
-    /// Bytes of a segment; default 256 MiB; 1 MiB to 1 GiB.
-    pub segment_bytes: u64,
-    /// Free bytes below which mail is refused with 452; default 256 MiB.
-    pub free_bytes_min: u64,
-}
-
-/// PEM files.
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    /// Certificate chain.
-    pub certificate: PathBuf,
-    /// Private key.
-    pub key: PathBuf,
 }
 
 /// The configuration that ringmail runs on where there is no file.
@@ -353,46 +209,6 @@ fn host_name() -> String {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-impl IpNetwork {
-    /// The address lies in the network. An IPv4 address mapped into IPv6 counts as IPv4.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(base), IpAddr::V4(address)) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-                u32::from(base) & mask == u32::from(address) & mask
-            }
-            (IpAddr::V6(base), IpAddr::V6(address)) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
-                u128::from(base) & mask == u128::from(address) & mask
-            }
-            _ => false,
-        }
-    }
-}
-
-impl std::fmt::Display for IpNetwork {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-impl FromStr for IpNetwork {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix.parse::<u8>().map_err(|_| "has a bad prefix length")?)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| "is not a network")?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        match prefix.unwrap_or(bits) {
-            prefix if prefix > bits => Err("has a bad prefix length"),
-            prefix => Ok(IpNetwork { address, prefix }),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,71 @@
+//! `[limits]`: bounds of inbound sessions (RFC 5321 section 4.5.3).
+
+use super::check::{MIB, day, in_range, in_range_by, plain, second, seconds};
+use super::error::Problem;
+use super::units::{ByteSize, Period};
+use serde::Deserialize;
+use std::time::Duration;
+use toml::Spanned;
+
+/// Bounds of inbound sessions (RFC 5321 section 4.5.3).
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// SIZE: octets of one message; default 50 MiB.
+    pub message_bytes_max: u64,
+    /// Recipients of one transaction; default 1,000.
+    pub recipients_max: usize,
+    /// `Received:` fields before a message is taken for looping; default 50.
+    pub hops_max: usize,
+    /// Time to wait for the next command; default 5 min.
+    pub command_timeout: Duration,
+    /// Time to wait for the next octets of data; default 3 min.
+    pub data_timeout: Duration,
+    /// Commands refused before the session ends with 421; default 20.
+    pub errors_max: usize,
+    /// Sessions at once on all listeners; default 10,000.
+    pub sessions_max: usize,
+    /// Time that a stop waits for sessions; default 10 s.
+    pub stop_timeout: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsTable {
+    message_size_max: Spanned<ByteSize>,
+    recipients_max: Spanned<usize>,
+    hops_max: Spanned<usize>,
+    command_timeout: Spanned<Period>,
+    data_timeout: Spanned<Period>,
+    errors_max: Spanned<usize>,
+    sessions_max: Spanned<usize>,
+    stop_timeout: Spanned<Period>,
+}
+
+impl Default for LimitsTable {
+    fn default() -> Self {
+        LimitsTable {
+            message_size_max: plain(ByteSize(50 * MIB)),
+            recipients_max: plain(1000),
+            hops_max: plain(50),
+            command_timeout: seconds(300),
+            data_timeout: seconds(180),
+            errors_max: plain(20),
+            sessions_max: plain(10_000),
+            stop_timeout: seconds(10),
+        }
+    }
+}
+
+pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
+    let time = |period: &Spanned<Period>, name| in_range_by(period, |p| p.0, second()..=day(), name);
+    Ok(Limits {
+        message_bytes_max: in_range_by(&table.message_size_max, |s| s.0, 1024..=(1 << 32), "message_size_max")?,
+        recipients_max: in_range(&table.recipients_max, 1..=50_000, "recipients_max")?,
+        hops_max: in_range(&table.hops_max, 1..=1000, "hops_max")?,
+        command_timeout: time(&table.command_timeout, "command_timeout")?,
+        data_timeout: time(&table.data_timeout, "data_timeout")?,
+        errors_max: in_range(&table.errors_max, 1..=1_000_000, "errors_max")?,
+        sessions_max: in_range(&table.sessions_max, 1..=1_000_000, "sessions_max")?,
+        stop_timeout: time(&table.stop_timeout, "stop_timeout")?,
+    })
+}

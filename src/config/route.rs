@@ -1,0 +1,109 @@
+//! `[[route]]`: fixed ways instead of MX records.
+
+use super::check::{domain, pattern};
+use super::error::Problem;
+use crate::bus::{Credentials, Protocol, TlsPolicy};
+use serde::Deserialize;
+use std::net::IpAddr;
+use std::sync::Arc;
+use toml::Spanned;
+
+/// A fixed route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// `example.com`, `.example.com` (subdomains) or `*`.
+    pub domain: String,
+    /// Where it goes.
+    pub next_hop: NextHopConfig,
+    /// `smtp` or `lmtp`.
+    pub protocol: crate::bus::Protocol,
+    /// TLS policy; default opportunistic.
+    pub tls: crate::bus::TlsPolicy,
+    /// Login.
+    pub credentials: Option<std::sync::Arc<crate::bus::Credentials>>,
+}
+
+/// Where a fixed route leads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NextHopConfig {
+    /// A host by name (A/AAAA, no MX) or address, with port.
+    Host {
+        /// Name or address.
+        host: String,
+        /// Port; default 25.
+        port: u16,
+    },
+    /// The MX hosts of another domain.
+    Mx(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RouteTable {
+    domain: Spanned<String>,
+    host: Option<Spanned<String>>,
+    port: Option<u16>,
+    mx: Option<Spanned<String>>,
+    protocol: Option<ProtocolName>,
+    tls: Option<TlsName>,
+    username: Option<String>,
+    password: Option<String>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ProtocolName {
+    Smtp,
+    Lmtp,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TlsName {
+    None,
+    Opportunistic,
+    Encrypt,
+    Verify,
+}
+
+pub(super) fn route(table: RouteTable) -> Result<Route, Problem> {
+    let at = table.domain.span().start;
+    let next_hop = match (&table.host, &table.mx) {
+        (Some(host), None) => {
+            let name = host.get_ref();
+            if name.parse::<IpAddr>().is_err() {
+                domain(host, "host")?;
+            }
+            NextHopConfig::Host { host: name.clone(), port: table.port.unwrap_or(25) }
+        }
+        (None, Some(_)) if table.port.is_some() => {
+            return Err(Problem::new(at, "port does not go with mx", "[delivery] port is the port of MX hosts"));
+        }
+        (None, Some(mx)) => NextHopConfig::Mx(domain(mx, "mx")?),
+        _ => {
+            let hint = "give either host = \"filter.example.com\" or mx = \"example.com\"";
+            return Err(Problem::new(at, "a route needs one next hop", hint));
+        }
+    };
+    let credentials = match (table.username, table.password) {
+        (Some(username), Some(password)) => Some(Arc::new(Credentials { username, password })),
+        (None, None) => None,
+        _ => return Err(Problem::new(at, "username and password go together", "give both or none")),
+    };
+    let pattern = if table.domain.get_ref() == "*" { "*".to_owned() } else { pattern(&table.domain, "domain")? };
+    Ok(Route {
+        domain: pattern,
+        next_hop,
+        protocol: match table.protocol {
+            Some(ProtocolName::Lmtp) => Protocol::Lmtp,
+            Some(ProtocolName::Smtp) | None => Protocol::Smtp,
+        },
+        tls: match table.tls {
+            Some(TlsName::None) => TlsPolicy::None,
+            Some(TlsName::Opportunistic) | None => TlsPolicy::Opportunistic,
+            Some(TlsName::Encrypt) => TlsPolicy::Encrypt,
+            Some(TlsName::Verify) => TlsPolicy::Verify,
+        },
+        credentials,
+    })
+}
