@@ -58,7 +58,7 @@ impl Bench {
             let (lane, queue_id, lane_state) = (job.lane, job.queue_id, LaneState::Open);
             self.core.handle_job_done(
                 self.now,
-                JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 1 },
+                JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 1, success: None },
             );
             self.pump();
         }

@@ -194,6 +194,17 @@ pub struct JobDone {
     pub remote: Option<Arc<Remote>>,
     /// Microseconds from the start of the job (connect included, if any) to its end.
     pub elapsed_us: u32,
+    /// What to tell senders who asked to hear of success; `None` where nobody asked, or the far side will tell.
+    pub success: Option<SuccessReport>,
+}
+
+/// What a DSN says of recipients that a job delivered (RFC 3461 section 5.2.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SuccessReport {
+    /// The message is in the mailbox.
+    Delivered,
+    /// A host has it that sends no reports of success.
+    Relayed,
 }
 
 /// The far side of a lane.

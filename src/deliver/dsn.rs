@@ -85,6 +85,17 @@ pub struct DsnRequest<'a> {
     pub recipients: Vec<ReportedRecipient<'a>>,
 }
 
+impl DsnRequest<'_> {
+    /// The gravest thing that is reported.
+    pub fn gravest(&self) -> Action {
+        let actions = || self.recipients.iter().map(|reported| reported.action);
+        actions()
+            .find(|action| matches!(action, Action::Failed | Action::Expired))
+            .or_else(|| actions().find(|&action| action == Action::Delayed))
+            .unwrap_or(Action::Delivered)
+    }
+}
+
 /// What is returned of the original.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Returned {
@@ -236,17 +247,8 @@ impl<'a> Report<'a> {
         push_line(out, &["\r\nThis is a report in MIME format."]);
     }
 
-    /// The gravest thing that is reported.
-    fn gravest(&self) -> Action {
-        let actions = || self.request.recipients.iter().map(|reported| reported.action);
-        actions()
-            .find(|action| matches!(action, Action::Failed | Action::Expired))
-            .or_else(|| actions().find(|&action| action == Action::Delayed))
-            .unwrap_or(Action::Delivered)
-    }
-
     fn subject(&self) -> &'static str {
-        match self.gravest() {
+        match self.request.gravest() {
             Action::Failed | Action::Expired => "Undelivered mail returned to sender",
             Action::Delayed => "Delayed mail (still being tried)",
             Action::Delivered | Action::Relayed => "Successful mail delivery report",

@@ -115,6 +115,7 @@ fn job_done(job: &Job, outcome: impl Fn(usize) -> Outcome, lane_state: LaneState
         lane_state,
         remote: None,
         elapsed_us: 0,
+        success: None,
     }
 }
 

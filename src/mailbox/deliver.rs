@@ -6,7 +6,9 @@
 
 use super::directory::{Directory, DirectoryHandle};
 use super::maildir::{Maildir, NewMessage, deliver_batch, unique_name};
-use crate::bus::{Deferral, DeferralScope, Job, JobDone, LaneState, Outcome, RecipientIndex, ToScheduler};
+use crate::bus::{
+    Deferral, DeferralScope, Job, JobDone, LaneState, Outcome, RecipientIndex, SuccessReport, ToScheduler,
+};
 use crate::rt::{self, HelperError, HelperPool, Sender, TaskGroup};
 use crate::smtp::{EnhancedCode, Reply, ReversePath};
 use crate::spool::{Envelope, Location, SpoolReader, StoredMessage};
@@ -77,6 +79,15 @@ impl StoredContent for StoredMessage {
 /// What became of a job's recipients, in the job's order.
 pub type Outcomes = SmallVec<[(RecipientIndex, Outcome); 2]>;
 
+/// How one job ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What became of its recipients.
+    pub outcomes: Outcomes,
+    /// See [`JobDone::success`].
+    pub success: Option<SuccessReport>,
+}
+
 /// Where mailboxes are, and our name for their files.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -100,7 +111,7 @@ struct Target {
 }
 
 /// Delivers jobs; the answers are in the same order. Blocks: for helper threads.
-pub fn deliver_jobs<R: MessageReader>(reader: &R, directory: &Directory, place: &Place, jobs: &[Job]) -> Vec<Outcomes> {
+pub fn deliver_jobs<R: MessageReader>(reader: &R, directory: &Directory, place: &Place, jobs: &[Job]) -> Vec<Ended> {
     let messages: Vec<Option<R::Message>> = jobs
         .iter()
         .map(|job| {
@@ -133,10 +144,14 @@ pub fn deliver_jobs<R: MessageReader>(reader: &R, directory: &Directory, place: 
             (prepared.recipient, outcome_of(result, job, &target.user))
         }
     };
-    jobs.iter()
-        .zip(&prepared)
-        .map(|(job, recipients)| recipients.iter().map(|recipient| outcome(job, recipient)).collect())
-        .collect()
+    let ended = |((job, recipients), message): ((&Job, &Vec<Prepared>), &Option<R::Message>)| Ended {
+        outcomes: recipients.iter().map(|recipient| outcome(job, recipient)).collect(),
+        success: message
+            .as_ref()
+            .filter(|message| message.envelope().wants_success(&job.recipients))
+            .map(|_| SuccessReport::Delivered),
+    };
+    jobs.iter().zip(&prepared).zip(&messages).map(ended).collect()
 }
 
 fn prepare(job: &Job, message: Option<&impl StoredContent>, directory: &Directory, place: &Place) -> Vec<Prepared> {
@@ -252,27 +267,28 @@ impl<R: MessageReader> Deliverer<R> {
         let (jobs, started): (Vec<Job>, Vec<Instant>) = turn.into_iter().unzip();
         let jobs = Arc::new(jobs);
         let directory = self.directory.current().await;
-        let outcomes = loop {
+        let ended = loop {
             let work = {
                 let (jobs, reader, directory, place) =
                     (jobs.clone(), self.reader.clone(), directory.clone(), self.place.clone());
                 move || deliver_jobs(&reader, &directory, &place, &jobs)
             };
             match self.pool.run(work).await {
-                Ok(outcomes) => break outcomes,
+                Ok(ended) => break ended,
                 Err(HelperError::Full) => rt::sleep(POOL_FULL_PAUSE).await,
                 Err(HelperError::Panicked) => break jobs.iter().map(broken).collect(),
             }
         };
         let now = rt::now();
-        for ((job, outcomes), started) in jobs.iter().zip(outcomes).zip(started) {
+        for ((job, ended), started) in jobs.iter().zip(ended).zip(started) {
             let done = JobDone {
                 lane: job.lane,
                 queue_id: job.queue_id,
-                outcomes,
+                outcomes: ended.outcomes,
                 lane_state: LaneState::Open,
                 remote: None,
                 elapsed_us: u32::try_from((now - started).as_micros()).unwrap_or(u32::MAX),
+                success: ended.success,
             };
             // A scheduler that is gone has written down that these are to be tried again.
             let _ = self.to_scheduler.send(ToScheduler::JobDone(done)).await;
@@ -281,9 +297,10 @@ impl<R: MessageReader> Deliverer<R> {
 }
 
 /// What a fault of ours in the middle of a turn amounts to: a repeat finds what was delivered already.
-fn broken(job: &Job) -> Outcomes {
+fn broken(job: &Job) -> Ended {
     let outcome = deferred(reply(451, (4, 3, 0), "internal error in local delivery"));
-    job.recipients.iter().map(|&recipient| (recipient, outcome.clone())).collect()
+    let outcomes = job.recipients.iter().map(|&recipient| (recipient, outcome.clone())).collect();
+    Ended { outcomes, success: None }
 }
 
 #[cfg(test)]
@@ -383,9 +400,9 @@ mod tests {
         let place = Place { mail_dir: mailboxes.mail_dir.clone(), hostname: "mx".into() };
         let jobs = [job(0, &[0, 1]), job(1, &[2, 0, 1, 9])];
         for _ in 0..2 {
-            let outcomes = deliver_jobs(&Reader, &directory, &place, &jobs);
-            assert_eq!(codes(&outcomes[0]), [(0, 451), (1, 451)]);
-            assert_eq!(codes(&outcomes[1]), [(2, 550), (0, 250), (1, 250), (9, 451)]);
+            let ended = deliver_jobs(&Reader, &directory, &place, &jobs);
+            assert_eq!(codes(&ended[0].outcomes), [(0, 451), (1, 451)]);
+            assert_eq!(codes(&ended[1].outcomes), [(2, 550), (0, 250), (1, 250), (9, 451)]);
         }
         for (user, address) in [("joe", "joe@localhost"), ("ann", "ann+x@localhost")] {
             let maildir = Maildir::of_user(&mailboxes.mail_dir, user);

@@ -150,7 +150,7 @@ impl Receiver {
                 false => AuthOffer::Never,
             },
             auth_required: settings.auth_required,
-            dsn: DSN_IS_WHOLE,
+            dsn: true,
         }
     }
 
@@ -211,9 +211,6 @@ impl Receiver {
         }
     }
 }
-
-/// DSN is announced when the scheduler honours NOTIFY= whole (success reports included).
-const DSN_IS_WHOLE: bool = false;
 
 /// Takes a session off the list when it ends, however it ends.
 struct Registration {

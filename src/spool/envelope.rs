@@ -142,6 +142,12 @@ pub fn routing_domain(domain: &str) -> String {
 }
 
 impl Envelope {
+    /// The sender asked to hear of success for one of these recipients.
+    pub fn wants_success(&self, recipients: &[u16]) -> bool {
+        let wants = |index: &u16| self.recipients.get(usize::from(*index)).is_some_and(|one| one.notify.success);
+        recipients.iter().any(wants)
+    }
+
     /// Appends the form on disk (`docs/spool-format.md`, section 4). Strings must be shorter than 64 KiB and recipients
     /// 1 to 65,535: SMTP's own limits are far below.
     pub fn encode(&self, out: &mut Vec<u8>) {

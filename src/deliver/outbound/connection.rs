@@ -4,7 +4,7 @@ use crate::bus::{Deferral, DeferralScope, Endpoint, EndpointHost, LaneState, Out
 use crate::config::Delivery;
 use crate::rt::{self, Stream, TcpStream};
 use crate::smtp::Reply;
-use crate::smtp::client::{Client, End, Event, Lost, Request, Settings, Stage, Trouble, end_of_data};
+use crate::smtp::client::{Capabilities, Client, End, Event, Lost, Request, Settings, Stage, Trouble, end_of_data};
 use crate::tls::ClientTls;
 use smallvec::SmallVec;
 use std::io;
@@ -165,6 +165,11 @@ impl Connection {
     /// The far side.
     pub(super) fn remote(&self) -> Arc<Remote> {
         self.remote.clone()
+    }
+
+    /// What the far side offers.
+    pub(super) fn server(&self) -> &Capabilities {
+        self.client.capabilities()
     }
 
     /// The session can be used or ended with QUIT.

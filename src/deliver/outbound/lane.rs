@@ -2,7 +2,9 @@
 
 use super::connection::{Connection, NoSession};
 use super::{Message, Messages, Shared, job_done};
-use crate::bus::{Deferral, DeferralScope, Endpoint, Job, JobDone, LaneId, LaneState, Outcome, ToScheduler};
+use crate::bus::{
+    Deferral, DeferralScope, Endpoint, Job, JobDone, LaneId, LaneState, Outcome, Protocol, SuccessReport, ToScheduler,
+};
 use crate::rt;
 use crate::smtp::client::{Request, Trouble};
 use std::cell::{Cell, RefCell};
@@ -194,11 +196,17 @@ async fn perform<M: Messages>(
     };
     let (outcomes, lane_state) = open.transact(&request, message.trace(), message.body()).await;
     let remote = Some(open.remote());
+    // A host with DSN has taken over the duty to tell (RFC 3461 section 5.2.2).
+    let told_here = !open.server().dsn && request.envelope.wants_success(&job.recipients);
+    let success = told_here.then_some(match endpoint.protocol {
+        Protocol::Smtp => SuccessReport::Relayed,
+        Protocol::Lmtp => SuccessReport::Delivered,
+    });
     if lane_state != LaneState::Open && !open.is_open() {
         *connection = None;
     }
     let outcomes = job.recipients.iter().copied().zip(outcomes).collect();
-    JobDone { lane: job.lane, queue_id: job.queue_id, outcomes, lane_state, remote, elapsed_us: 0 }
+    JobDone { lane: job.lane, queue_id: job.queue_id, outcomes, lane_state, remote, elapsed_us: 0, success }
 }
 
 async fn read<M: Messages>(shared: &Shared<M>, job: &Job) -> Result<M::Message, Trouble> {

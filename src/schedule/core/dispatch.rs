@@ -317,7 +317,11 @@ impl Scheduler {
             part.recipients.all().iter().map(|index| (*index, Outcome::Deferred(deferral.clone()))).collect();
         let queue_id = self.messages[part.message].queue_id;
         let lane_state = LaneState::Failed;
-        self.job_ended(now, JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 0 }, true);
+        self.job_ended(
+            now,
+            JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 0, success: None },
+            true,
+        );
     }
 
     /// Whether a site that has something ready could start it now; never true when there are no actions left.

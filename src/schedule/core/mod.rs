@@ -40,7 +40,7 @@ use super::router::{LookupTarget, Router};
 use super::settings::Settings;
 use super::site::{Site, SiteKey};
 use super::wheel::{Step, Timed, Wheel};
-use crate::bus::{Job, LaneId, RecipientIndex, Remote};
+use crate::bus::{Job, LaneId, RecipientIndex, Remote, SuccessReport};
 use crate::dns::route::RouteFailure;
 use crate::smtp::Reply;
 use crate::spool::{Location, QueueId};
@@ -106,7 +106,7 @@ pub struct HopId(u32);
 pub struct Report {
     /// Comes back in the answer.
     pub token: u64,
-    /// Failure or delay.
+    /// Ends or delay.
     pub kind: ReportKind,
     /// The message.
     pub queue_id: QueueId,
@@ -123,8 +123,8 @@ pub struct Report {
 /// What a DSN says. The reverse-path is never null; NOTIFY is for whoever builds it to respect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReportKind {
-    /// Bounced or expired.
-    Failure,
+    /// Of recipients that are final: failures, and successes that were asked for.
+    Final,
     /// Still trying.
     Delay,
 }
@@ -138,8 +138,39 @@ pub struct ReportedRecipient {
     pub reply: Reply,
     /// Who said it; `None` where it is our own finding.
     pub remote: Option<Arc<Remote>>,
+    /// What became of it.
+    pub fate: ReportedFate,
+}
+
+/// What a DSN says of one recipient.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReportedFate {
+    /// Refused for good.
+    Failed,
     /// It expired; the reply is the last transient one.
-    pub expired: bool,
+    Expired,
+    /// It is still tried.
+    Delayed,
+    /// It is in the mailbox.
+    Delivered,
+    /// A host has it that sends no reports.
+    Relayed,
+}
+
+impl ReportedFate {
+    /// The recipient has, or will get, the message: nothing is owed to it.
+    fn is_success(self) -> bool {
+        matches!(self, ReportedFate::Delivered | ReportedFate::Relayed)
+    }
+}
+
+impl From<SuccessReport> for ReportedFate {
+    fn from(report: SuccessReport) -> ReportedFate {
+        match report {
+            SuccessReport::Delivered => ReportedFate::Delivered,
+            SuccessReport::Relayed => ReportedFate::Relayed,
+        }
+    }
 }
 
 /// An entry for the journal. Each states what is, not what changed.
@@ -275,7 +306,7 @@ pub struct Scheduler {
     shard_lanes: Vec<usize>,
     /// When to look for hung lanes next.
     watch_ms: u64,
-    /// Failures and delays to report, per message key.
+    /// Failures, successes and delays to report, per message key.
     reports: HashMap<u32, reports::Reports>,
     tokens: HashMap<u64, Token>,
     token_next: u64,
@@ -674,6 +705,11 @@ impl Scheduler {
         idle.sort_unstable();
         for lane in idle {
             self.close_lane(now, lane);
+        }
+        let mut reporting: Vec<u32> = self.reports.keys().copied().collect();
+        reporting.sort_unstable();
+        for message in reporting {
+            self.try_report(now, message);
         }
     }
 

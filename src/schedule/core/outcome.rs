@@ -2,9 +2,10 @@
 
 use super::reports::PendingReport;
 use super::{
-    Action, DelayDsn, Fate, LaneUse, LogEntry, Part, PartState, RecipientRecord, Recipients, Record, Scheduler,
+    Action, DelayDsn, Fate, LaneUse, LogEntry, Part, PartState, RecipientRecord, Recipients, Record, ReportedFate,
+    Scheduler,
 };
-use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote};
+use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote, SuccessReport};
 use crate::dns::route::RouteFailure;
 use crate::schedule::pool::NONE;
 use crate::schedule::site::{Health, PauseRange};
@@ -18,6 +19,8 @@ struct Context {
     site: Option<Arc<str>>,
     remote: Option<Arc<Remote>>,
     attempts: u16,
+    /// What a sender who asked for it hears of delivered recipients.
+    success: Option<SuccessReport>,
 }
 
 /// The outcomes of one job, sorted.
@@ -62,6 +65,7 @@ impl Scheduler {
             site: Some(self.sites[site as usize].name.clone()),
             remote: done.remote.clone(),
             attempts: self.parts[part].attempts,
+            success: done.success,
         };
         if let Some(until_ms) = pause_ends {
             self.pause_site(site, until_ms);
@@ -166,11 +170,41 @@ impl Scheduler {
             return;
         }
         self.totals.delivered += delivered.len() as u64;
-        for (index, _) in &delivered {
-            self.finish_recipient(message, *index, RecipientRecord::Delivered);
+        match context.success.filter(|_| !self.messages[message].null_reverse_path) {
+            None => {
+                for (index, _) in &delivered {
+                    self.finish_recipient(message, *index, RecipientRecord::Delivered);
+                }
+            }
+            Some(success) => self.report_success(now, message, &delivered, success, context),
         }
         let fates = delivered.into_iter().map(|(index, reply)| (index, Fate::Delivered, reply));
         self.log(now, message, fates.collect(), context);
+    }
+
+    /// Delivered recipients whose sender is told so: final for the journal, but they keep the message until the DSN is
+    /// durable.
+    fn report_success(
+        &mut self,
+        now: u64,
+        message: u32,
+        delivered: &[(RecipientIndex, Reply)],
+        success: SuccessReport,
+        context: &Context,
+    ) {
+        let queue_id = self.messages[message].queue_id;
+        for (recipient, _) in delivered {
+            let state = RecipientRecord::Delivered;
+            self.actions.push_back(Action::Record(Record::Recipient { queue_id, recipient: *recipient, state }));
+        }
+        let ended = |(recipient, reply): &(RecipientIndex, Reply)| PendingReport {
+            recipient: *recipient,
+            reply: reply.clone(),
+            remote: context.remote.clone(),
+            fate: success.into(),
+            attempts: context.attempts,
+        };
+        self.gather_reports(now, message, delivered.iter().map(ended).collect());
     }
 
     /// One loose part per different reply, so that each recipient keeps its own.
@@ -311,21 +345,26 @@ impl Scheduler {
             recipient,
             reply,
             remote: remote.clone(),
-            expired,
+            fate: if expired { ReportedFate::Expired } else { ReportedFate::Failed },
             attempts: context.attempts,
         });
-        self.gather_failures(now, message, pending.collect());
+        self.gather_reports(now, message, pending.collect());
     }
 
     /// A recipient is final. Where it was the only one, the message's own end says as much.
     pub(super) fn finish_recipient(&mut self, message: u32, recipient: RecipientIndex, state: RecipientRecord) {
-        let queued = &mut self.messages[message];
-        queued.live -= 1;
-        self.recipients -= 1;
+        self.release_recipient(message);
+        let queued = &self.messages[message];
         if queued.live > 0 {
             let queue_id = queued.queue_id;
             self.actions.push_back(Action::Record(Record::Recipient { queue_id, recipient, state }));
         }
+    }
+
+    /// One recipient less keeps the message.
+    pub(super) fn release_recipient(&mut self, message: u32) {
+        self.messages[message].live -= 1;
+        self.recipients -= 1;
     }
 
     /// Ends a message whose recipients are all final.
@@ -391,6 +430,7 @@ impl Scheduler {
                 site: self.sites.get(self.parts[part].site as usize).map(|site| site.name.clone()),
                 remote: None,
                 attempts: self.parts[part].attempts,
+                success: None,
             };
             let recipients = self.drop_part(part);
             let failed = recipients.all().iter().map(|index| (*index, reply.clone())).collect();

@@ -1,6 +1,11 @@
-//! DSNs: one per message and moment. A recipient that failed is final only when the DSN about it is durable.
+//! DSNs: one per message and moment. A recipient that failed is final only when the DSN about it is durable. One that
+//! was delivered is final at once, for a repeat would be worse than a report that a crash swallows; its message stays
+//! until the DSN is durable, which quotes it.
 
-use super::{Action, DelayDsn, PartState, RecipientRecord, Record, Report, ReportKind, ReportedRecipient, Scheduler};
+use super::{
+    Action, DelayDsn, PartState, RecipientRecord, Record, Report, ReportKind, ReportedFate, ReportedRecipient,
+    Scheduler,
+};
 use crate::bus::{RecipientIndex, Remote};
 use crate::schedule::pool::NONE;
 use crate::smtp::Reply;
@@ -9,47 +14,47 @@ use std::sync::Arc;
 /// What is to be reported about one message.
 #[derive(Default)]
 pub(super) struct Reports {
-    /// Failures that no DSN was made for yet.
+    /// Recipients that ended and that no DSN was made for yet.
     pub(super) gathered: Vec<PendingReport>,
     /// When the DSN about them is made at the latest.
     due_ms: u64,
-    /// The failure DSN that is being stored, and its recipients.
+    /// The DSN about ends that is being stored, and its recipients.
     in_flight: Option<(u64, Vec<PendingReport>)>,
-    /// Failure DSNs that could not be stored, in a row.
+    /// Such DSNs that could not be stored, in a row.
     failures: u32,
     /// The delay DSN is not tried again before this.
     delay_retry_ms: u64,
 }
 
-/// A recipient that failed and whose sender does not know it yet.
+/// A recipient that ended and whose sender does not know it yet.
 #[derive(Clone)]
 pub(super) struct PendingReport {
     pub(super) recipient: RecipientIndex,
     pub(super) reply: Reply,
     pub(super) remote: Option<Arc<Remote>>,
-    pub(super) expired: bool,
+    pub(super) fate: ReportedFate,
     pub(super) attempts: u16,
 }
 
 impl Reports {
-    /// All recipients that failed and are not final.
+    /// All recipients whose sender is yet to be told.
     pub(super) fn pending(&self) -> impl Iterator<Item = &PendingReport> {
         self.gathered.iter().chain(self.in_flight.iter().flat_map(|(_, recipients)| recipients))
     }
 }
 
 impl Scheduler {
-    pub(super) fn gather_failures(&mut self, now: u64, message: u32, failed: Vec<PendingReport>) {
+    pub(super) fn gather_reports(&mut self, now: u64, message: u32, ended: Vec<PendingReport>) {
         let gather_ms = self.settings.report_gather_ms;
         let reports = self.reports.entry(message).or_default();
         if reports.gathered.is_empty() {
             reports.due_ms = now + gather_ms;
         }
-        reports.gathered.extend(failed);
+        reports.gathered.extend(ended);
         self.arm_message(message);
     }
 
-    /// When gathered failures are reported at the latest.
+    /// When gathered ends are reported at the latest.
     pub(super) fn report_due_ms(&self, message: u32) -> Option<u64> {
         let reports = self.reports.get(&message)?;
         (!reports.gathered.is_empty() && reports.in_flight.is_none()).then_some(reports.due_ms)
@@ -59,13 +64,18 @@ impl Scheduler {
         self.reports.get(&message).map_or(0, |reports| reports.delay_retry_ms)
     }
 
-    /// Makes the failure DSN, when its time has come or nothing of the message is about to end soon.
+    /// Makes the DSN about ends, when its time has come or nothing of the message is about to end soon. Within a stop
+    /// only where there is a success to tell: failures come up again after the start, successes do not.
     pub(super) fn try_report(&mut self, now: u64, message: u32) {
-        if self.stopping || self.report_due_ms(message).is_none() {
+        if self.report_due_ms(message).is_none() {
             return;
         }
-        let soon = self.something_soon(message);
+        let stopping = self.stopping;
+        let soon = !stopping && self.something_soon(message);
         let reports = self.reports.get_mut(&message).expect("something is due");
+        if stopping && !reports.gathered.iter().any(|ended| ended.fate.is_success()) {
+            return;
+        }
         // After a failure to store one only time counts.
         if now < reports.due_ms && (soon || reports.failures > 0) {
             return;
@@ -73,15 +83,15 @@ impl Scheduler {
         let recipients = std::mem::take(&mut reports.gathered);
         let token = self.token_next;
         self.token_next += 1;
-        let reported = recipients.iter().map(|failed| ReportedRecipient {
-            recipient: failed.recipient,
-            reply: failed.reply.clone(),
-            remote: failed.remote.clone(),
-            expired: failed.expired,
+        let reported = recipients.iter().map(|ended| ReportedRecipient {
+            recipient: ended.recipient,
+            reply: ended.reply.clone(),
+            remote: ended.remote.clone(),
+            fate: ended.fate,
         });
         let reported = reported.collect();
         reports.in_flight = Some((token, recipients));
-        self.send_report(message, token, ReportKind::Failure, reported);
+        self.send_report(message, token, ReportKind::Final, reported);
     }
 
     /// Whether recipients of the message may end within moments: they may share a DSN.
@@ -109,7 +119,7 @@ impl Scheduler {
                 recipient: *recipient,
                 reply: reply.clone(),
                 remote: None,
-                expired: false,
+                fate: ReportedFate::Delayed,
             };
             reported.extend(queued.recipients.all().iter().map(about));
             part = queued.sibling;
@@ -150,7 +160,7 @@ impl Scheduler {
             return;
         }
         match kind {
-            ReportKind::Failure => self.failure_submitted(now, message, result.is_ok()),
+            ReportKind::Final => self.ends_submitted(now, message, result.is_ok()),
             ReportKind::Delay => self.delay_submitted(now, message, result.is_ok()),
         }
         match self.messages[message].live {
@@ -162,9 +172,9 @@ impl Scheduler {
         }
     }
 
-    fn failure_submitted(&mut self, now: u64, message: u32, durable: bool) {
-        let reports = self.reports.get_mut(&message).expect("a failure DSN was on its way");
-        let (_, recipients) = reports.in_flight.take().expect("a failure DSN was on its way");
+    fn ends_submitted(&mut self, now: u64, message: u32, durable: bool) {
+        let reports = self.reports.get_mut(&message).expect("a DSN was on its way");
+        let (_, recipients) = reports.in_flight.take().expect("a DSN was on its way");
         if !durable {
             let doublings = reports.failures.min(5);
             reports.failures += 1;
@@ -176,9 +186,15 @@ impl Scheduler {
         if reports.gathered.is_empty() && reports.delay_retry_ms == 0 {
             self.reports.remove(&message);
         }
-        for failed in recipients {
-            let state = if failed.expired { RecipientRecord::Expired } else { RecipientRecord::Bounced };
-            self.finish_recipient(message, failed.recipient, state);
+        for ended in recipients {
+            match ended.fate {
+                // It was recorded when it was delivered.
+                ReportedFate::Delivered | ReportedFate::Relayed => self.release_recipient(message),
+                ReportedFate::Expired => self.finish_recipient(message, ended.recipient, RecipientRecord::Expired),
+                ReportedFate::Failed | ReportedFate::Delayed => {
+                    self.finish_recipient(message, ended.recipient, RecipientRecord::Bounced);
+                }
+            }
         }
     }
 

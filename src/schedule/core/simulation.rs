@@ -7,7 +7,7 @@
 
 use super::tests::{START, bounced, deferred, delivered, reply, route_to, settings, smarthost};
 use super::*;
-use crate::bus::{DeferralScope, JobDone, LaneState, Outcome};
+use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, SuccessReport};
 use crate::dns::route::RouteFailure;
 use std::collections::{BTreeMap, HashMap as Map, HashSet};
 
@@ -362,8 +362,10 @@ impl World {
     fn answer(&mut self, job: &Job, site: &str, open: usize, is_new: bool) -> (u64, Option<JobDone>) {
         let manner = self.manners[site];
         let (lane, queue_id, now) = (job.lane, job.queue_id, self.now);
-        let finish =
-            |outcomes, lane_state| Some(JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 1 });
+        let success = (self.random.below(4) == 0).then_some(SuccessReport::Relayed);
+        let finish = |outcomes, lane_state| {
+            Some(JobDone { lane, queue_id, outcomes, lane_state, remote: None, elapsed_us: 1, success })
+        };
         let all = |outcome: Outcome| job.recipients.iter().map(|index| (*index, outcome.clone())).collect();
         let quick = 5 + self.random.below(300);
         let down = || finish(all(deferred(DeferralScope::Site)), LaneState::Failed);
@@ -440,7 +442,8 @@ impl World {
         assert!(!named.is_empty() && named.len() == report.recipients.len());
         for recipient in &report.recipients {
             let truth = &truths[recipient.recipient as usize];
-            assert!(report.kind == ReportKind::Delay || truth.delivered == 0, "a DSN about a delivered recipient");
+            let of_success = matches!(recipient.fate, ReportedFate::Delivered | ReportedFate::Relayed);
+            assert!(report.kind == ReportKind::Delay || of_success == (truth.delivered > 0), "a DSN that is not true");
         }
         let good = self.random.below(5) > 0;
         if good && report.kind == ReportKind::Delay {

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::bus::{
-    AcceptedMessage, Deferral, DeferralScope, EndpointHost, JobDone, LaneState, Outcome, Protocol, TlsPolicy,
+    AcceptedMessage, Deferral, DeferralScope, EndpointHost, JobDone, LaneState, Outcome, Protocol, SuccessReport,
+    TlsPolicy,
 };
 use crate::config::{NextHopConfig, Route};
 use crate::dns::route::ResolvedRoute;
@@ -71,6 +72,19 @@ pub(super) fn smarthost(domain: &str) -> Route {
     }
 }
 
+/// The end of a job, with nothing said about its recipients.
+pub(super) fn untried(job: &Job) -> JobDone {
+    JobDone {
+        lane: job.lane,
+        queue_id: job.queue_id,
+        outcomes: SmallVec::new(),
+        lane_state: LaneState::Open,
+        remote: None,
+        elapsed_us: 5,
+        success: None,
+    }
+}
+
 struct Bench {
     scheduler: Scheduler,
     now: u64,
@@ -80,6 +94,8 @@ struct Bench {
     records: Vec<Record>,
     fates: Vec<(QueueId, RecipientIndex, Fate)>,
     closing: Vec<LaneId>,
+    /// What the next jobs say that senders are to be told.
+    success: Option<SuccessReport>,
     lookups: Vec<(HopId, LookupTarget)>,
     /// Lookups are answered by `mx.DOMAIN`, or `mx.shared.example` for domains under `shared`.
     answering: bool,
@@ -96,6 +112,7 @@ impl Bench {
             records: Vec::new(),
             fates: Vec::new(),
             closing: Vec::new(),
+            success: None,
             lookups: Vec::new(),
             answering: true,
         }
@@ -163,8 +180,7 @@ impl Bench {
 
     fn done(&mut self, job: Job, lane_state: LaneState, outcome: impl Fn(RecipientIndex) -> Outcome) {
         let outcomes = job.recipients.iter().map(|index| (*index, outcome(*index))).collect();
-        let done =
-            JobDone { lane: job.lane, queue_id: job.queue_id, outcomes, lane_state, remote: None, elapsed_us: 5 };
+        let done = JobDone { outcomes, lane_state, success: self.success, ..untried(&job) };
         self.scheduler.handle_job_done(self.now, done);
         self.pump();
     }
@@ -318,7 +334,7 @@ fn a_message_expires_with_one_dsn_in_every_state() {
         .collect();
     about.sort();
     assert_eq!(about, [(id, vec![1, 0]), (looking, vec![0])]);
-    assert!(bench.reports.iter().flat_map(|report| &report.recipients).all(|recipient| recipient.expired));
+    assert!(bench.reports.iter().flat_map(|report| &report.recipients).all(|r| r.fate == ReportedFate::Expired));
     assert!(!bench.is_done(looking));
     for report in std::mem::take(&mut bench.reports) {
         bench.submitted(report.token, Ok(()));
@@ -326,10 +342,47 @@ fn a_message_expires_with_one_dsn_in_every_state() {
     assert!(bench.is_done(looking) && !bench.is_done(id), "one is still being tried");
     bench.done(running.expect("it was kept"), LaneState::Open, |_| deferred(DeferralScope::Recipient));
     let report = bench.reports.pop_front().expect("no retry after the lifetime");
-    assert!(report.recipients[0].expired);
+    assert_eq!(report.recipients[0].fate, ReportedFate::Expired);
     bench.submitted(report.token, Ok(()));
     assert!(bench.is_done(id));
     assert_eq!(bench.scheduler.message_count(), 0);
+}
+
+#[test]
+fn success_is_final_at_once_and_keeps_the_message_until_its_dsn_is_durable() {
+    let mut bench = Bench::plain();
+    let id = bench.accept(&["a.example", "b.example"]);
+    bench.success = Some(SuccessReport::Relayed);
+    let (first, second) = (bench.job(), bench.job());
+    bench.done(first, LaneState::Open, |_| delivered());
+    let delivered_first = Record::Recipient { queue_id: id, recipient: 0, state: RecipientRecord::Delivered };
+    assert_eq!(bench.records, [delivered_first], "a crash now must not deliver it again");
+    bench.success = None;
+    bench.done(second, LaneState::Open, |_| bounced());
+    let report = bench.reports.pop_front().expect("both ended");
+    let mut fates: Vec<_> = report.recipients.iter().map(|about| (about.recipient, about.fate)).collect();
+    fates.sort_by_key(|(recipient, _)| *recipient);
+    assert_eq!(fates, [(0, ReportedFate::Relayed), (1, ReportedFate::Failed)]);
+    let (live, _) = bench.scheduler.live_messages(0, 1000);
+    let pending: Vec<bool> = live[0].recipients.iter().map(|(_, pending)| pending.is_some()).collect();
+    assert_eq!(pending, [false, true], "a checkpoint knows the success as final");
+    bench.submitted(report.token, Ok(()));
+    assert!(bench.is_done(id));
+    assert_eq!((bench.scheduler.message_count(), bench.scheduler.recipient_count()), (0, 0));
+    assert_eq!(bench.scheduler.totals(), Totals { delivered: 1, bounced: 1, ..Totals::default() });
+}
+
+#[test]
+fn a_stop_still_tells_of_success() {
+    let mut bench = Bench::plain();
+    bench.success = Some(SuccessReport::Delivered);
+    bench.accept(&["a.example", "b.example"]);
+    let first = bench.job();
+    bench.done(first, LaneState::Open, |_| delivered());
+    assert!(bench.reports.is_empty(), "the other may end in a moment");
+    bench.scheduler.stop(bench.now);
+    bench.pump();
+    assert_eq!(bench.reports.pop_front().expect("nothing is waited for").recipients.len(), 1);
 }
 
 #[test]
@@ -341,7 +394,7 @@ fn bounces_of_one_moment_share_a_dsn_and_are_final_only_when_it_is_durable() {
     assert!(bench.reports.is_empty(), "the other site may bounce as well in a moment");
     bench.done(second, LaneState::Open, |_| bounced());
     let report = bench.reports.pop_front().expect("nothing is left to wait for");
-    assert_eq!((report.kind, report.recipients.len()), (ReportKind::Failure, 3));
+    assert_eq!((report.kind, report.recipients.len()), (ReportKind::Final, 3));
     assert!(bench.records.is_empty(), "nothing may be final before the DSN is durable");
     bench.submitted(report.token, Err("disk full".into()));
     assert!(bench.records.is_empty() && bench.reports.is_empty());

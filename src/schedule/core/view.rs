@@ -62,7 +62,9 @@ impl Scheduler {
             }
         }
         // Failed, but the DSN is not durable: after a restart they are tried and fail once more.
-        for failed in self.reports.get(&key).into_iter().flat_map(|reports| reports.pending()) {
+        // Delivered ones are final, whether or not the sender has been told.
+        let pending = self.reports.get(&key).into_iter().flat_map(|reports| reports.pending());
+        for failed in pending.filter(|pending| !pending.fate.is_success()) {
             let state = PendingRecipient { attempts: failed.attempts, next_ms: 0 };
             recipients[failed.recipient as usize].1 = Some(state);
         }

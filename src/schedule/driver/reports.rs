@@ -3,7 +3,7 @@
 use super::answers::{Answer, Answers};
 use crate::deliver::dsn::{self, Action, DsnRequest, Returned};
 use crate::rt;
-use crate::schedule::core::{Report, ReportKind};
+use crate::schedule::core::{Report, ReportKind, ReportedFate};
 use crate::schedule::random::mix;
 use crate::smtp::Address;
 use crate::spool::{Envelope, QueueId, SpoolError, SpoolReader, StoredMessage};
@@ -136,10 +136,12 @@ impl Maker {
         let envelope = message.envelope();
         let mut recipients = Vec::new();
         for reported in &report.recipients {
-            let action = match report.kind {
-                ReportKind::Delay => Action::Delayed,
-                ReportKind::Failure if reported.expired => Action::Expired,
-                ReportKind::Failure => Action::Failed,
+            let action = match reported.fate {
+                ReportedFate::Delayed => Action::Delayed,
+                ReportedFate::Expired => Action::Expired,
+                ReportedFate::Failed => Action::Failed,
+                ReportedFate::Delivered => Action::Delivered,
+                ReportedFate::Relayed => Action::Relayed,
             };
             let recipient = envelope.recipients.get(usize::from(reported.recipient))?;
             if action.is_wanted(recipient.notify) {
@@ -161,9 +163,10 @@ impl Maker {
         let returned = Returned::of(&request, message.trace(), message.body(), message.no_leading_dots());
         let report_envelope = dsn::envelope_for(&request, &returned)?;
         let recipient = report_envelope.recipients.first()?.forward_path.clone();
-        let kind = match report.kind {
-            ReportKind::Failure => "failure",
-            ReportKind::Delay => "delay",
+        let kind = match request.gravest() {
+            Action::Failed | Action::Expired => "failure",
+            Action::Delayed => "delay",
+            Action::Delivered | Action::Relayed => "success",
         };
         let seed = mix(self.seed ^ mix(report.token) ^ report.queue_id.0 ^ now_ms);
         Some(Built {

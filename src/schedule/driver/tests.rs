@@ -1,7 +1,7 @@
 //! The driver on a real executor with a real spool and journal; the shard is a task that answers from a script.
 
 use super::*;
-use crate::bus::{Deferral, DeferralScope, Job, JobDone, Outcome, Protocol, TlsPolicy};
+use crate::bus::{Deferral, DeferralScope, Job, JobDone, Outcome, Protocol, SuccessReport, TlsPolicy};
 use crate::config::{NextHopConfig, Route};
 use crate::dns::{FamilyPolicy, ResolverSettings};
 use crate::smtp::{Address, Reply, ReversePath};
@@ -106,7 +106,17 @@ fn outcome(reader: &SpoolReader, job: &Job, index: u16) -> Outcome {
 fn done(reader: &SpoolReader, job: &Job) -> ToScheduler {
     let outcomes = job.recipients.iter().map(|index| (*index, outcome(reader, job, *index))).collect();
     let (lane, queue_id) = (job.lane, job.queue_id);
-    ToScheduler::JobDone(JobDone { lane, queue_id, outcomes, lane_state: LaneState::Open, remote: None, elapsed_us: 1 })
+    let message = reader.message(job.location).expect("a job's message can be read");
+    let success = message.envelope().wants_success(&job.recipients).then_some(SuccessReport::Relayed);
+    ToScheduler::JobDone(JobDone {
+        lane,
+        queue_id,
+        outcomes,
+        lane_state: LaneState::Open,
+        remote: None,
+        elapsed_us: 1,
+        success,
+    })
 }
 
 struct Life {
@@ -209,6 +219,20 @@ fn a_bounce_makes_a_dsn_that_is_delivered_to_the_sender() {
     let only = life(&path, vec![message], &[("delivered", 2), ("dsn_sent", 1)]);
     assert_eq!(only.lines.count("bounced"), 1);
     assert_eq!(only.lines.count("to=<sender@local.test>"), 2, "the DSN was made and delivered");
+    assert_eq!((only.ended.messages, only.mailbox_jobs), (0, 1));
+    assert_eq!(open(&path).survivors, []);
+}
+
+#[test]
+fn a_sender_who_asks_for_it_is_told_of_success_and_of_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("spool");
+    let mut message = envelope(&["bad@far.test", "good@far.test", "other@far.test"]);
+    for index in [0, 1] {
+        message.recipients[index].notify = Notify { success: true, failure: false, delay: false, explicit: true };
+    }
+    let only = life(&path, vec![message], &[("delivered", 3), ("dsn_sent", 1)]);
+    assert_eq!((only.lines.count("bounced"), only.lines.count("kind=success")), (1, 1));
     assert_eq!((only.ended.messages, only.mailbox_jobs), (0, 1));
     assert_eq!(open(&path).survivors, []);
 }
