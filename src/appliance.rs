@@ -5,7 +5,7 @@
 
 use crate::admin;
 use crate::bus::{ToMailbox, ToScheduler, ToShard};
-use crate::config::Config;
+use crate::config::{Config, ListenerTls};
 use crate::dns::route::{Identity, RouteOptions};
 use crate::dns::{FamilyPolicy, Resolver, ResolverSettings};
 use crate::mailbox::{Authenticator, DirectoryHandle};
@@ -16,7 +16,7 @@ use crate::schedule::driver::{self, Ended, World};
 use crate::shard::{self, Seed};
 use crate::spool;
 use crate::telemetry::{Event, EventLog, Meter, Publisher, Telemetry, notify};
-use crate::tls::{self, ClientTls};
+use crate::tls::{ClientTls, ServerTls, TlsAcceptor};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs::DirBuilder;
@@ -127,12 +127,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
     let directory = DirectoryHandle::open(&config.mailboxes, pools.directory.clone())
         .map_err(|error| StartError::new(code::CONFIG, error.to_string(), "mend the file, or move it away"))?;
     let authenticator = Authenticator::new(directory.clone(), pools.hashing.clone());
-    let tls = match &config.tls {
-        Some(files) => Some(tls::acceptor(files).map_err(|error| {
-            StartError::new(code::CONFIG, error.to_string(), "certificate and key must be PEM files that fit together")
-        })?),
-        None => None,
-    };
+    let tls = acceptors(config, &ServerTls::default())?;
     let client_tls = ClientTls::load().map_err(|error| os_error(io::Error::other(error)))?;
     let resolver_settings = ResolverSettings::from_config(&config.dns).map_err(|error| {
         let message = format!("no name server is known: {error}");
@@ -155,7 +150,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
         reader: opened.reader.clone(),
         to_scheduler: to_scheduler.clone(),
         mailbox_rx: mailbox_inbox,
-        tls: tls.clone(),
+        tls: tls.pop3,
         counts: Arc::new(PopCounts::default()),
     };
     threads.push(start_pop3(config.clone(), pop, pop_meter)?);
@@ -177,7 +172,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
             scheduler: to_scheduler.clone(),
             directory: directory.clone(),
             authenticator: authenticator.clone(),
-            tls: tls.clone(),
+            tls: tls.smtp.clone(),
             client_tls: client_tls.clone(),
             gate: gate.clone(),
             log: log.clone(),
@@ -283,6 +278,24 @@ impl Running {
         let _ = self.control.thread.join();
         ended
     }
+}
+
+/// What the listeners need for TLS, in the order of the configuration.
+struct Acceptors {
+    smtp: Vec<Option<TlsAcceptor>>,
+    pop3: Vec<Option<TlsAcceptor>>,
+}
+
+fn acceptors(config: &Config, server: &ServerTls) -> Result<Acceptors, StartError> {
+    let of = |tls: &ListenerTls| {
+        server.acceptor(tls, config.tls.as_ref()).map_err(|error| {
+            StartError::new(code::CONFIG, error.to_string(), "certificate and key must be PEM files that fit together")
+        })
+    };
+    Ok(Acceptors {
+        smtp: config.smtp_listeners.iter().map(|listener| of(&listener.tls)).collect::<Result<_, _>>()?,
+        pop3: config.pop3_listeners.iter().map(|listener| of(&listener.tls)).collect::<Result<_, _>>()?,
+    })
 }
 
 /// Threads for what would hold up an executor.

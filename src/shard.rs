@@ -34,8 +34,8 @@ pub struct Seed {
     pub directory: DirectoryHandle,
     /// Checks logins.
     pub authenticator: Authenticator,
-    /// For inbound STARTTLS.
-    pub tls: Option<TlsAcceptor>,
+    /// For inbound TLS, in the order of the listeners.
+    pub tls: Vec<Option<TlsAcceptor>>,
     /// For outbound STARTTLS.
     pub client_tls: ClientTls,
     /// Inbound sessions of all shards.
@@ -56,9 +56,9 @@ pub async fn run(seed: Seed) {
     let Seed { tls, client_tls, gate, log, meter, started, receiving_ended, .. } = seed;
     rt::spawn(meter.clone().beat());
     let mut bound = Vec::new();
-    for settings in &config.smtp_listeners {
+    for (settings, tls) in config.smtp_listeners.iter().zip(tls) {
         match rt::TcpListener::bind(settings.address) {
-            Ok(listener) => bound.push((settings, listener)),
+            Ok(listener) => bound.push((settings, tls, listener)),
             Err(error) => return started.send(Err((settings.address, error))),
         }
     }
@@ -70,13 +70,12 @@ pub async fn run(seed: Seed) {
         scheduler: scheduler.clone(),
         directory,
         authenticator,
-        tls,
         gate,
         log: log.clone(),
         meter: meter.clone(),
     });
-    for (settings, listener) in bound {
-        receiver.listen(settings, listener);
+    for (settings, tls, listener) in bound {
+        receiver.listen(settings, tls, listener);
     }
     started.send(Ok(()));
     rt::spawn(report(spool.clone(), meter.clone()));

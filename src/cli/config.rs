@@ -2,7 +2,7 @@
 
 use super::exit::Failure;
 use crate::bus::{Protocol, TlsPolicy};
-use crate::config::{Config, NextHopConfig, Route};
+use crate::config::{CertificateFiles, Config, Limits, ListenerTls, NextHopConfig, Route, SmtpListener};
 use std::fmt::{Display, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,15 +35,11 @@ fn to_toml(config: &Config) -> String {
     section.text("hostname", &config.hostname);
     section.text("data_dir", config.data_dir.display());
     section.plain("shards", config.shards);
-    for listener in &config.smtp_listeners {
-        section.begin("[[smtp]]");
-        section.text("address", listener.address);
-        section.plain("auth_without_tls", listener.auth_without_tls);
-        section.plain("auth_required", listener.auth_required);
-    }
+    config.smtp_listeners.iter().for_each(|listener| show_smtp(&mut section, listener, &config.limits));
     for listener in &config.pop3_listeners {
         section.begin("[[pop3]]");
         section.text("address", listener.address);
+        show_listener_tls(&mut section, &listener.tls);
         section.plain("auth_without_tls", listener.auth_without_tls);
     }
     section.begin("[admin]");
@@ -70,10 +66,53 @@ fn to_toml(config: &Config) -> String {
     section.text("free_space_min", Size(config.spool.free_bytes_min));
     if let Some(tls) = &config.tls {
         section.begin("[tls]");
-        section.text("certificate", tls.certificate.display());
-        section.text("key", tls.key.display());
+        show_certificate(&mut section, &tls.default);
+        for files in &tls.sni {
+            section.begin("[[tls.sni]]");
+            show_certificate(&mut section, files);
+        }
     }
     out
+}
+
+fn show_smtp(section: &mut Section<'_>, listener: &SmtpListener, shared: &Limits) {
+    section.begin("[[smtp]]");
+    section.text("address", listener.address);
+    section.text("profile", listener.profile.name());
+    show_listener_tls(section, &listener.tls);
+    section.text("client_certificates", listener.tls.client_certificates.name());
+    if let Some(path) = &listener.tls.client_ca {
+        section.text("client_ca", path.display());
+    }
+    section.plain("auth", listener.auth);
+    section.plain("auth_without_tls", listener.auth_without_tls);
+    section.plain("auth_required", listener.auth_required);
+    section.text("line_endings", listener.line_endings.name());
+    section.list("xclient_networks", &listener.xclient_networks);
+    section.list("xforward_networks", &listener.xforward_networks);
+    section.list("proxy_protocol_networks", &listener.proxy_protocol_networks);
+    let limits = &listener.limits;
+    if limits != shared {
+        section.begin("[smtp.limits]");
+        section.text("message_size_max", Size(limits.message_bytes_max));
+        section.plain("recipients_max", limits.recipients_max);
+        section.text("command_timeout", Span(limits.command_timeout));
+        section.text("data_timeout", Span(limits.data_timeout));
+        section.plain("errors_max", limits.errors_max);
+    }
+}
+
+/// Where there is no certificate, STARTTLS that was not asked for is none.
+fn show_listener_tls(section: &mut Section<'_>, tls: &ListenerTls) {
+    section.text("tls", tls.mode.name());
+    if let Some(files) = &tls.certificate {
+        show_certificate(section, files);
+    }
+}
+
+fn show_certificate(section: &mut Section<'_>, files: &CertificateFiles) {
+    section.text("certificate", files.certificate.display());
+    section.text("key", files.key.display());
 }
 
 /// Paths of mailboxes are read as relative to the data folder.
@@ -235,15 +274,28 @@ mod tests {
     /// Sections of the parser with their keys, from what it says to a key that cannot be meant.
     fn known_keys() -> Vec<String> {
         let mut keys = Vec::new();
-        for header in
-            ["", "[[smtp]]", "[[pop3]]", "[admin]", "[relay]", "[limits]", "[mailboxes]", "[retry]", "[[route]]"]
-                .into_iter()
-                .chain(["[delivery]", "[dns]", "[spool]", "[tls]"])
+        for header in [
+            "",
+            "[[smtp]]",
+            "[smtp.limits]",
+            "[[pop3]]",
+            "[admin]",
+            "[relay]",
+            "[limits]",
+            "[mailboxes]",
+            "[retry]",
+            "[[route]]",
+        ]
+        .into_iter()
+        .chain(["[delivery]", "[dns]", "[spool]", "[tls]", "[[tls.sni]]"])
         {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("ringmail.toml");
-            std::fs::write(&file, format!("{header}\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx = 1\n"))
-                .unwrap();
+            std::fs::write(
+                &file,
+                format!("{}{header}\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx = 1\n", parent(header)),
+            )
+            .unwrap();
             let hint = load(Some(&file)).unwrap_err().hint;
             let section = header.trim_matches(['[', ']']);
             let names = hint.strip_prefix("known here: ").unwrap_or_else(|| panic!("{header}: {hint}")).split(", ");
@@ -252,6 +304,11 @@ mod tests {
             );
         }
         keys
+    }
+
+    /// A table in a list needs the list's entry before it.
+    fn parent(header: &str) -> &'static str {
+        if header == "[smtp.limits]" { "[[smtp]]\naddress = \"127.0.0.1:2\"\n" } else { "" }
     }
 
     /// Every key of the parser has a row in docs/configuration.md and every row is a key; every example there is taken.
@@ -273,7 +330,7 @@ mod tests {
         }
         let sections = ["smtp", "pop3", "admin", "relay", "limits", "mailboxes", "retry", "route", "delivery", "dns"]
             .into_iter()
-            .chain(["spool", "tls"]);
+            .chain(["spool", "tls", "smtp.limits", "tls.sni"]);
         documented.extend(sections.map(str::to_owned));
         let mut known = known_keys();
         known.sort();
@@ -290,7 +347,18 @@ mod tests {
         std::fs::write(&pem, "").unwrap();
         let pem_line = |name: &str| format!("{name} = {:?}", pem.display().to_string());
         let (example, company) = match (header, key) {
-            ("[[smtp]]" | "[[pop3]]", "auth_without_tls" | "auth_required") => {
+            ("[[smtp]]" | "[[pop3]]", "certificate") => {
+                (pem_line("certificate"), format!("{}\naddress = \"127.0.0.1:1\"", pem_line("key")))
+            }
+            ("[[smtp]]" | "[[pop3]]", "key") => {
+                (pem_line("key"), format!("{}\naddress = \"127.0.0.1:1\"", pem_line("certificate")))
+            }
+            ("[[smtp]]", "client_ca") => (pem_line("client_ca"), "address = \"127.0.0.1:1\"".to_owned()),
+            ("[[smtp]]" | "[[pop3]]", "tls") => {
+                let company = [pem_line("certificate"), pem_line("key"), "address = \"127.0.0.1:1\"".to_owned()];
+                (example.to_owned(), company.join("\n"))
+            }
+            ("[[smtp]]" | "[[pop3]]", key) if key != "address" => {
                 (example.to_owned(), "address = \"127.0.0.1:1\"".to_owned())
             }
             ("[[route]]", "domain") => (example.to_owned(), "host = \"a.test\"".to_owned()),
@@ -303,11 +371,23 @@ mod tests {
             }
             ("[[route]]", _) => (example.to_owned(), "domain = \"*\"\nhost = \"a.test\"".to_owned()),
             // The example's files are not on every machine.
+            // Whole tables below this one.
+            ("[[smtp]]", "limits") | ("[tls]", "sni") => panic!("{key} is a section of its own"),
+            ("[[tls.sni]]", "key") => (pem_line("key"), pem_line("certificate")),
+            ("[[tls.sni]]", _) => (pem_line("certificate"), pem_line("key")),
             ("[tls]", "key") => (pem_line("key"), pem_line("certificate")),
             ("[tls]", _) => (pem_line("certificate"), pem_line("key")),
             _ => (example.to_owned(), String::new()),
         };
-        config_of(&format!("{header}\n{example}\n{company}\n[[smtp]]\naddress = \"127.0.0.1:25\"\n"));
+        let after = if header == "[[tls.sni]]" {
+            format!("[tls]\n{}\n{}\n", pem_line("certificate"), pem_line("key"))
+        } else {
+            String::new()
+        };
+        config_of(&format!(
+            "{}{header}\n{example}\n{company}\n{after}[[smtp]]\naddress = \"127.0.0.1:25\"\n",
+            parent(header)
+        ));
     }
 
     /// The long example of the documentation is a whole configuration.

@@ -1,5 +1,6 @@
 //! Checks that many tables share: domains, ranges, and defaults that have no place in a text.
 
+use super::IpNetwork;
 use super::error::Problem;
 use super::units::{Period, Shown};
 use std::time::Duration;
@@ -72,4 +73,15 @@ pub(super) fn in_range_by<T, V: Copy + PartialOrd + Shown>(
     let (least, most) = range.into_inner();
     let message = format!("{key} = {} is out of range", number.shown());
     Err(Problem::new(value.span().start, message, format!("it can be {} to {}", least.shown(), most.shown())))
+}
+
+/// Networks in CIDR notation, or addresses.
+pub(super) fn networks(texts: &[Spanned<String>], key: &str) -> Result<Vec<IpNetwork>, Problem> {
+    let network = |text: &Spanned<String>| {
+        text.get_ref().parse::<IpNetwork>().map_err(|error| {
+            let message = format!("{key}: {:?} {error}", text.get_ref());
+            Problem::new(text.span().start, message, "write a network like \"192.0.2.0/24\" or \"2001:db8::/32\"")
+        })
+    };
+    texts.iter().map(network).collect()
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 /// Outbound limits, per site.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Delivery {
     /// Connections per site at most; default 20.
     pub connections_max: usize,

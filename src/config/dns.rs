@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 /// Resolver.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Dns {
     /// Servers; empty reads /etc/resolv.conf.
     pub servers: Vec<SocketAddr>,

@@ -7,14 +7,14 @@ use super::dns::{DnsTable, dns};
 use super::error::Problem;
 use super::limits::{LimitsTable, limits};
 use super::mailboxes::{MailboxesTable, mailboxes};
-use super::pop3::Pop3;
+use super::pop3::{Pop3, pop3_listener};
 use super::relay::{Relay, relay};
 use super::retry::{RetryTable, retry};
 use super::route::{RouteTable, route};
 use super::smtp::{Smtp, smtp_listeners};
 use super::spool::SpoolTable;
 use super::tls::{TlsTable, tls_files};
-use super::{Config, Pop3Listener, SpoolConfig};
+use super::{Config, SpoolConfig};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -74,12 +74,11 @@ impl File {
         };
         let data_dir = self.data_dir.unwrap_or_else(|| PathBuf::from("ringmail-data"));
         let admin = self.admin.listener();
-        let smtp_listeners = smtp_listeners(self.smtp)?;
-        let pop3_listeners: Vec<Pop3Listener> = self
-            .pop3
-            .iter()
-            .map(|pop3| Pop3Listener { address: *pop3.address.get_ref(), auth_without_tls: pop3.auth_without_tls })
-            .collect();
+        let limits = limits(&self.limits)?;
+        let tls = self.tls.map(tls_files).transpose()?;
+        let smtp_listeners = smtp_listeners(self.smtp, tls.is_some(), &limits)?;
+        let pop3_listeners = self.pop3.into_iter().map(|pop3| pop3_listener(pop3, tls.is_some()));
+        let pop3_listeners = pop3_listeners.collect::<Result<_, _>>()?;
         Ok(Config {
             mailboxes: mailboxes(self.mailboxes, &data_dir, &hostname)?,
             hostname,
@@ -89,7 +88,7 @@ impl File {
             pop3_listeners,
             admin,
             relay: relay(self.relay)?,
-            limits: limits(&self.limits)?,
+            limits,
             retry: retry(&self.retry.0)?,
             routes: self.route.into_iter().map(route).collect::<Result<_, _>>()?,
             delivery: delivery(self.delivery)?,
@@ -98,7 +97,7 @@ impl File {
                 segment_bytes: in_range_by(&self.spool.segment_size, |size| size.0, MIB..=1024 * MIB, "segment_size")?,
                 free_bytes_min: self.spool.free_space_min.0,
             },
-            tls: self.tls.map(tls_files).transpose()?,
+            tls,
         })
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 /// Bounds of inbound sessions (RFC 5321 section 4.5.3).
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Limits {
     /// SIZE: octets of one message; default 50 MiB.
     pub message_bytes_max: u64,
@@ -57,15 +57,62 @@ impl Default for LimitsTable {
 }
 
 pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
-    let time = |period: &Spanned<Period>, name| in_range_by(period, |p| p.0, second()..=day(), name);
     Ok(Limits {
-        message_bytes_max: in_range_by(&table.message_size_max, |s| s.0, 1024..=(1 << 32), "message_size_max")?,
-        recipients_max: in_range(&table.recipients_max, 1..=50_000, "recipients_max")?,
+        message_bytes_max: message_bytes_max(&table.message_size_max)?,
+        recipients_max: recipients_max(&table.recipients_max)?,
         hops_max: in_range(&table.hops_max, 1..=1000, "hops_max")?,
         command_timeout: time(&table.command_timeout, "command_timeout")?,
         data_timeout: time(&table.data_timeout, "data_timeout")?,
-        errors_max: in_range(&table.errors_max, 1..=1_000_000, "errors_max")?,
+        errors_max: errors_max(&table.errors_max)?,
         sessions_max: in_range(&table.sessions_max, 1..=1_000_000, "sessions_max")?,
         stop_timeout: time(&table.stop_timeout, "stop_timeout")?,
     })
+}
+
+/// `[smtp.limits]`: what one listener has otherwise.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsOverride {
+    message_size_max: Option<Spanned<ByteSize>>,
+    recipients_max: Option<Spanned<usize>>,
+    command_timeout: Option<Spanned<Period>>,
+    data_timeout: Option<Spanned<Period>>,
+    errors_max: Option<Spanned<usize>>,
+}
+
+/// `limits` with what the listener has otherwise.
+pub(super) fn overridden(limits: &Limits, own: &LimitsOverride) -> Result<Limits, Problem> {
+    let mut limits = limits.clone();
+    if let Some(size) = &own.message_size_max {
+        limits.message_bytes_max = message_bytes_max(size)?;
+    }
+    if let Some(count) = &own.recipients_max {
+        limits.recipients_max = recipients_max(count)?;
+    }
+    if let Some(period) = &own.command_timeout {
+        limits.command_timeout = time(period, "command_timeout")?;
+    }
+    if let Some(period) = &own.data_timeout {
+        limits.data_timeout = time(period, "data_timeout")?;
+    }
+    if let Some(count) = &own.errors_max {
+        limits.errors_max = errors_max(count)?;
+    }
+    Ok(limits)
+}
+
+fn message_bytes_max(size: &Spanned<ByteSize>) -> Result<u64, Problem> {
+    in_range_by(size, |s| s.0, 1024..=(1 << 32), "message_size_max")
+}
+
+fn recipients_max(count: &Spanned<usize>) -> Result<usize, Problem> {
+    in_range(count, 1..=50_000, "recipients_max")
+}
+
+fn errors_max(count: &Spanned<usize>) -> Result<usize, Problem> {
+    in_range(count, 1..=1_000_000, "errors_max")
+}
+
+fn time(period: &Spanned<Period>, name: &str) -> Result<Duration, Problem> {
+    in_range_by(period, |p| p.0, second()..=day(), name)
 }

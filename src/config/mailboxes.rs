@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 /// Local delivery.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Mailboxes {
     /// Domains whose users live here; default `localhost` and `hostname`.
     pub local_domains: Vec<String>,

@@ -30,15 +30,15 @@ pub use pop3::Pop3Listener;
 pub use relay::RelayPolicy;
 pub use retry::Retry;
 pub use route::{NextHopConfig, Route};
-pub use smtp::SmtpListener;
+pub use smtp::{LineEndings, Profile, SmtpListener};
 pub use spool::SpoolConfig;
-pub use tls::TlsFiles;
+pub use tls::{CertificateFiles, ClientCertificates, ListenerTls, TlsFiles, TlsMode};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Everything that can be configured, checked as a whole.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// Our name in greetings, `Received:` and EHLO; an A-label domain. Default: the host's name.
     pub hostname: String,
@@ -68,7 +68,7 @@ pub struct Config {
     pub dns: Dns,
     /// Spool.
     pub spool: SpoolConfig,
-    /// TLS certificate of the listeners.
+    /// TLS certificates of the listeners that have none of their own.
     pub tls: Option<TlsFiles>,
 }
 
@@ -176,11 +176,17 @@ fn parse(text: &str, file: Option<&Path>) -> Result<Config, ConfigError> {
 fn loaded(config: Config, source: String) -> Loaded {
     let mut warnings = Vec::new();
     for listener in &config.smtp_listeners {
-        if listener.auth_without_tls && !listener.address.ip().is_loopback() {
-            warnings.push(format!(
-                "smtp {}: auth_without_tls lets passwords cross the network unencrypted",
-                listener.address
-            ));
+        let address = listener.address;
+        if listener.auth_without_tls && !address.ip().is_loopback() {
+            warnings.push(format!("smtp {address}: auth_without_tls lets passwords cross the network unencrypted"));
+        }
+        if listener.auth_required && !listener.auth_without_tls && listener.tls.mode == TlsMode::None {
+            warnings.push(format!("smtp {address}: nobody can log in, for there is no certificate for TLS"));
+        }
+        for network in listener.xclient_networks.iter().chain(&listener.proxy_protocol_networks) {
+            if network.prefix == 0 {
+                warnings.push(format!("smtp {address}: {network} lets everybody claim any address"));
+            }
         }
     }
     for listener in &config.pop3_listeners {
@@ -245,7 +251,7 @@ mod tests {
         );
         check_error(
             &format!("{SMTP}[tls]\nxyz = 1\n"),
-            "r.toml:4: unknown key \"xyz\"\n  hint: known here: certificate, key",
+            "r.toml:4: unknown key \"xyz\"\n  hint: known here: certificate, key, sni",
         );
         check_error(
             &format!("{SMTP}[limits]\nmessage_size_max = \"5 MB\"\n"),
@@ -304,6 +310,23 @@ mod tests {
         check_error(
             &format!("{SMTP}[[route]]\ndomain = \"*\"\n"),
             "r.toml:4: a route needs one next hop\n  hint: give either host = \"filter.example.com\" or mx = \"example.com\"",
+        );
+        check_error(
+            &format!("{SMTP}tls = \"implicit\"\n"),
+            "r.toml:3: tls = \"implicit\" needs a certificate\n  hint: give certificate and key, here or in [tls]",
+        );
+        check_error(
+            &format!("{SMTP}profile = \"submissions\"\n"),
+            "r.toml:2: tls = \"implicit\" needs a certificate\n  hint: give certificate and key, here or in [tls]",
+        );
+        check_error(
+            &format!("{SMTP}auth = false\nauth_required = true\n"),
+            "r.toml:3: auth = false does not go with auth_required or auth_without_tls\n  hint: leave one of them out",
+        );
+        check_error(
+            &format!("{SMTP}client_certificates = \"require\"\n"),
+            "r.toml:3: client_certificates = \"require\" needs client_ca\n  hint: name the certificates of the \
+             authorities that are believed: client_ca = \"/etc/ringmail/ca.pem\"",
         );
         check_error(
             &format!("hostname = \"a b\"\n{SMTP}"),

@@ -1,13 +1,13 @@
 //! `[relay]`: who may send where.
 
 use super::IpNetwork;
-use super::check::pattern;
+use super::check::{networks, pattern};
 use super::error::Problem;
 use serde::Deserialize;
 use toml::Spanned;
 
 /// Who may relay. Local domains are always accepted for their users.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct RelayPolicy {
     /// Clients in these networks may relay anywhere; default loopback.
     pub trusted_networks: Vec<IpNetwork>,
@@ -30,14 +30,8 @@ impl Default for Relay {
 }
 
 pub(super) fn relay(table: Relay) -> Result<RelayPolicy, Problem> {
-    let network = |text: &Spanned<String>| {
-        text.get_ref().parse::<IpNetwork>().map_err(|error| {
-            let message = format!("trusted_networks: {:?} {error}", text.get_ref());
-            Problem::new(text.span().start, message, "write a network like \"192.0.2.0/24\" or \"2001:db8::/32\"")
-        })
-    };
     Ok(RelayPolicy {
-        trusted_networks: table.trusted_networks.iter().map(network).collect::<Result<_, _>>()?,
+        trusted_networks: networks(&table.trusted_networks, "trusted_networks")?,
         relay_domains: table
             .relay_domains
             .iter()

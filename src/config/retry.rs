@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 /// Retry times.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Retry {
     /// Delay before the second attempt; default 5 min.
     pub delay_min: Duration,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use toml::Spanned;
 
 /// A fixed route.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Route {
     /// `example.com`, `.example.com` (subdomains) or `*`.
     pub domain: String,

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 /// Spool.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct SpoolConfig {
     /// Bytes of a segment; default 256 MiB; 1 MiB to 1 GiB.
     pub segment_bytes: u64,

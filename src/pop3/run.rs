@@ -55,8 +55,8 @@ pub struct PopContext<R> {
     pub to_scheduler: Sender<ToScheduler>,
     /// Gives deliveries.
     pub mailbox_rx: Receiver<ToMailbox>,
-    /// For STLS, where a certificate is configured.
-    pub tls: Option<TlsAcceptor>,
+    /// For TLS, in the order of the listeners; `None` where one has no TLS.
+    pub tls: Vec<Option<TlsAcceptor>>,
     /// Totals for the metrics.
     pub counts: Arc<PopCounts>,
 }
@@ -178,7 +178,7 @@ struct Shard {
     authenticator: Authenticator,
     reads: HelperPool,
     writes: HelperPool,
-    tls: Option<TlsAcceptor>,
+    tls: Vec<Option<TlsAcceptor>>,
     counts: Arc<PopCounts>,
     locks: Locks,
     /// Sessions that are not waiting for their client's next command.
@@ -204,8 +204,10 @@ async fn accept(shard: Rc<Shard>, listeners: Rc<Vec<BoundListener>>, index: usiz
         }
         let session = if shard.sessions.running() < shard.settings.sessions_max {
             add(&shard.counts.sessions_total, 1);
-            let config =
-                SessionConfig { login_without_tls: bound.config.auth_without_tls, tls_available: shard.tls.is_some() };
+            let config = SessionConfig {
+                login_without_tls: bound.config.auth_without_tls,
+                tls_available: shard.tls[index].is_some(),
+            };
             Session::new(config, &shard.settings.hostname)
         } else {
             add(&shard.counts.sessions_refused, 1);
@@ -220,6 +222,7 @@ async fn accept(shard: Rc<Shard>, listeners: Rc<Vec<BoundListener>>, index: usiz
                 shard,
                 stream: Some(stream.into()),
                 peer,
+                listener: index,
                 session,
                 output: Vec::new(),
                 maildrop: None,
@@ -275,6 +278,8 @@ struct Driver {
     /// `None` only while a TLS handshake has it, or after one failed.
     stream: Option<Stream>,
     peer: SocketAddr,
+    /// Index of the listener that it came by.
+    listener: usize,
     session: Session,
     output: Vec<u8>,
     /// From a login to the end of the session; the lock is freed with it.
@@ -347,7 +352,7 @@ impl Driver {
     async fn start_tls(&mut self) -> io::Result<()> {
         self.flush().await?;
         let stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
-        let acceptor = self.shard.tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let acceptor = self.shard.tls[self.listener].as_ref().ok_or(io::ErrorKind::Unsupported)?;
         stream.set_deadline(rt::now() + HANDSHAKE_TIMEOUT);
         self.stream = Some(stream.start_tls_server(acceptor).await?);
         self.session.handle_tls();
@@ -474,7 +479,7 @@ fn read_next(file: File) -> io::Result<(File, Vec<u8>)> {
 mod tests {
     use super::*;
     use crate::bus::{Job, LaneId, Outcome};
-    use crate::config::Mailboxes;
+    use crate::config::{ListenerTls, Mailboxes};
     use crate::mailbox::deliver::StoredContent;
     use crate::mailbox::users::hash_password;
     use crate::rt::TcpStream;
@@ -565,10 +570,14 @@ mod tests {
             reader: Spool,
             to_scheduler,
             mailbox_rx,
-            tls: None,
+            tls: vec![None],
             counts: counts.clone(),
         };
-        let listener = Pop3Listener { address: "127.0.0.1:0".parse().unwrap(), auth_without_tls: true };
+        let listener = Pop3Listener {
+            address: "127.0.0.1:0".parse().unwrap(),
+            tls: ListenerTls::default(),
+            auth_without_tls: true,
+        };
         let listeners = bind(&[listener]).unwrap();
         let address = listeners[0].local_addr();
         let (ended_sender, ended) = rt::oneshot();

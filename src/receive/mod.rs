@@ -6,7 +6,7 @@
 pub mod policy;
 mod session;
 
-use crate::config::{Config, SmtpListener};
+use crate::config::{Config, Profile, SmtpListener, TlsMode};
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::rt;
 use crate::smtp::Reply;
@@ -73,8 +73,6 @@ pub struct Context {
     pub directory: DirectoryHandle,
     /// Checks logins.
     pub authenticator: Authenticator,
-    /// For STARTTLS, where a certificate is configured.
-    pub tls: Option<TlsAcceptor>,
     /// All shards' sessions.
     pub gate: Arc<SessionGate>,
     /// The event log.
@@ -93,6 +91,14 @@ struct State {
     sessions: RefCell<Slab<OpenSession>>,
     stopping: Cell<bool>,
     group: rt::TaskGroup,
+}
+
+/// One listener as its sessions see it.
+struct Listener {
+    settings: SmtpListener,
+    session: Arc<SessionConfig>,
+    /// `None` where it has no TLS.
+    acceptor: Option<TlsAcceptor>,
 }
 
 /// What a stop needs to know of a session.
@@ -114,20 +120,21 @@ impl Receiver {
         }))
     }
 
-    /// Accepts connections of this listener until [`Receiver::stop`].
-    pub fn listen(&self, settings: &SmtpListener, listener: rt::TcpListener) {
-        let listener = Rc::new(listener);
-        self.0.listeners.borrow_mut().push(listener.clone());
-        let session_config = Arc::new(self.session_config(settings));
+    /// Accepts connections of this listener until [`Receiver::stop`]. `acceptor` is `Some` where it speaks TLS.
+    pub fn listen(&self, settings: &SmtpListener, acceptor: Option<TlsAcceptor>, socket: rt::TcpListener) {
+        let socket = Rc::new(socket);
+        self.0.listeners.borrow_mut().push(socket.clone());
+        let session = Arc::new(session_config(&self.0.context.config.hostname, settings));
+        let listener = Rc::new(Listener { settings: settings.clone(), session, acceptor });
         let receiver = self.clone();
         self.0.group.spawn(async move {
             loop {
-                match listener.accept().await {
-                    Ok((stream, peer)) => receiver.accept(session_config.clone(), stream, peer),
+                match socket.accept().await {
+                    Ok((stream, peer)) => receiver.accept(listener.clone(), stream, peer),
                     Err(_) if receiver.0.stopping.get() => return,
                     Err(error) => {
                         // A shard that no longer accepts while the process looks alive is worse than a restart.
-                        tracing::error!("the listener {} failed: {error}", listener.local_addr());
+                        tracing::error!("the listener {} failed: {error}", socket.local_addr());
                         std::process::exit(71);
                     }
                 }
@@ -135,33 +142,14 @@ impl Receiver {
         });
     }
 
-    fn session_config(&self, settings: &SmtpListener) -> SessionConfig {
-        let Context { config, tls, .. } = &self.0.context;
-        SessionConfig {
-            hostname: config.hostname.clone(),
-            lmtp: false,
-            message_bytes_max: config.limits.message_bytes_max,
-            recipients_max: config.limits.recipients_max,
-            errors_max: config.limits.errors_max,
-            starttls: tls.is_some(),
-            auth: match settings.auth_without_tls {
-                true => AuthOffer::Always,
-                false if tls.is_some() => AuthOffer::UnderTls,
-                false => AuthOffer::Never,
-            },
-            auth_required: settings.auth_required,
-            dsn: true,
-        }
-    }
-
-    fn accept(&self, config: Arc<SessionConfig>, stream: rt::TcpStream, peer: SocketAddr) {
+    fn accept(&self, listener: Rc<Listener>, stream: rt::TcpStream, peer: SocketAddr) {
         let state = &self.0;
         state.context.meter.counters.connections_smtp_in.increment();
         let Some(permit) = state.context.gate.enter() else {
-            return self.refuse(&config.hostname, stream, peer, Reply::new(421, (4, 3, 2), "too many connections"));
+            return self.refuse(&listener, stream, peer, Reply::new(421, (4, 3, 2), "too many connections"));
         };
         if !state.context.spool.healthy() {
-            return self.refuse(&config.hostname, stream, peer, Reply::new(421, (4, 3, 0), "the spool has failed"));
+            return self.refuse(&listener, stream, peer, Reply::new(421, (4, 3, 0), "the spool has failed"));
         }
         let idle = Rc::new(Cell::new(true));
         let deadline = stream.deadline_handle();
@@ -171,13 +159,15 @@ impl Receiver {
         state.group.spawn(async move {
             // Given back also when the session panics.
             let _registration = Registration { receiver: receiver.clone(), key, _permit: permit };
-            session::serve(&receiver.0, config, stream.into(), peer, idle).await;
+            session::serve(&receiver.0, listener, stream.into(), peer, idle).await;
         });
     }
 
     /// Tells a connection that cannot be served why, and closes it.
-    fn refuse(&self, hostname: &str, mut stream: rt::TcpStream, peer: SocketAddr, reply: Reply) {
-        let line = format!("{reply} ({hostname})\r\n");
+    fn refuse(&self, listener: &Listener, mut stream: rt::TcpStream, peer: SocketAddr, reply: Reply) {
+        // Where TLS comes first nothing can be said without a handshake, which costs more than it is worth.
+        let told = listener.settings.tls.mode != TlsMode::Implicit;
+        let line = if told { format!("{reply} ({})\r\n", listener.session.hostname) } else { String::new() };
         self.0.context.meter.counters.connections_refused.increment();
         self.0.context.log.log(Event::Refused {
             client: peer.ip(),
@@ -209,6 +199,25 @@ impl Receiver {
         if rt::timeout(now + patience + STOP_MARGIN, state.group.all_ended()).await.is_err() {
             tracing::warn!("{} sessions did not end in time", state.group.running());
         }
+    }
+}
+
+fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
+    SessionConfig {
+        hostname: hostname.to_owned(),
+        lmtp: settings.profile == Profile::Lmtp,
+        message_bytes_max: settings.limits.message_bytes_max,
+        recipients_max: settings.limits.recipients_max,
+        errors_max: settings.limits.errors_max,
+        starttls: settings.tls.mode == TlsMode::Starttls,
+        auth: match settings.tls.mode {
+            _ if !settings.auth => AuthOffer::Never,
+            _ if settings.auth_without_tls => AuthOffer::Always,
+            TlsMode::None => AuthOffer::Never,
+            TlsMode::Starttls | TlsMode::Implicit => AuthOffer::UnderTls,
+        },
+        auth_required: settings.auth_required,
+        dsn: true,
     }
 }
 

@@ -1,11 +1,12 @@
 //! The driver of one inbound SMTP session: reads, feeds the core, answers its events, writes, sets deadlines.
 
-use super::{Context, State, policy};
+use super::{Context, Listener, State, policy};
 use crate::bus::ToScheduler;
+use crate::config::TlsMode;
 use crate::mailbox::{AuthResult, Lookup};
 use crate::rt::{self, Stream};
 use crate::smtp::data::{self, BareLineEnd, MessageReceiver, Received};
-use crate::smtp::server::{Event, Session, SessionConfig};
+use crate::smtp::server::{Event, Session};
 use crate::smtp::trace::{self, ReceivedField};
 use crate::smtp::{Address, Reply};
 use crate::spool::{Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError};
@@ -49,7 +50,7 @@ impl From<io::Error> for Lost {
 
 struct Driver<'a> {
     state: &'a State,
-    config: Arc<SessionConfig>,
+    listener: Rc<Listener>,
     session: Session,
     stream: Stream,
     peer: SocketAddr,
@@ -63,14 +64,15 @@ struct Driver<'a> {
 /// Serves one session to its end.
 pub(super) async fn serve(
     state: &State,
-    config: Arc<SessionConfig>,
+    listener: Rc<Listener>,
     stream: Stream,
     peer: SocketAddr,
     idle: Rc<Cell<bool>>,
 ) {
-    let session = Session::new(config.clone(), false);
+    let implicit = listener.settings.tls.mode == TlsMode::Implicit;
+    let session = Session::new(listener.session.clone(), implicit);
     let buffer = vec![0; BUFFER_BYTES];
-    let mut driver = Driver { state, config, session, stream, peer, idle, buffer, start: 0, end: 0 };
+    let mut driver = Driver { state, listener, session, stream, peer, idle, buffer, start: 0, end: 0 };
     let Err(lost) = driver.run().await else { return };
     let in_transaction = driver.session.in_transaction();
     let reason = match lost {
@@ -102,6 +104,9 @@ impl Driver<'_> {
 
     /// Until QUIT, or another end that was said in a reply.
     async fn run(&mut self) -> Result<(), Lost> {
+        if self.listener.settings.tls.mode == TlsMode::Implicit {
+            self.handshake().await?;
+        }
         loop {
             self.start += self.session.handle_input(&self.buffer[self.start..self.end]);
             if let Some(event) = self.session.take_event() {
@@ -118,7 +123,7 @@ impl Driver<'_> {
 
     async fn flush(&mut self) -> Result<(), Lost> {
         if !self.session.output().is_empty() {
-            self.stream.set_deadline(rt::now() + self.context().config.limits.command_timeout);
+            self.stream.set_deadline(rt::now() + self.listener.settings.limits.command_timeout);
             self.stream.write_all(self.session.output()).await?;
             self.session.clear_output();
         }
@@ -136,7 +141,7 @@ impl Driver<'_> {
             }
             self.idle.set(idle);
             if !self.session.is_skipping_line() {
-                self.stream.set_deadline(rt::now() + self.context().config.limits.command_timeout);
+                self.stream.set_deadline(rt::now() + self.listener.settings.limits.command_timeout);
             }
         } else if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -236,15 +241,21 @@ impl Driver<'_> {
     }
 
     async fn start_tls(&mut self) -> Result<(), Lost> {
-        let acceptor = self.context().tls.clone().expect("STARTTLS is offered only with a certificate");
         self.flush().await?;
         // Whatever came in plain text behind the command was not said by the peer that TLS will prove.
         self.start = 0;
         self.end = 0;
-        self.stream.set_deadline(rt::now() + HANDSHAKE_TIME);
-        let handshake = self.stream.take().start_tls_server(&acceptor).await;
-        self.stream = handshake.map_err(Lost::Handshake)?;
+        self.handshake().await?;
         self.session.tls_started();
+        Ok(())
+    }
+
+    async fn handshake(&mut self) -> Result<(), Lost> {
+        let listener = self.listener.clone();
+        let acceptor = listener.acceptor.as_ref().expect("TLS is spoken only with a certificate");
+        self.stream.set_deadline(rt::now() + HANDSHAKE_TIME);
+        let handshake = self.stream.take().start_tls_server(acceptor).await;
+        self.stream = handshake.map_err(Lost::Handshake)?;
         Ok(())
     }
 
@@ -259,7 +270,7 @@ impl Driver<'_> {
             Received::TooLarge => return Ok(Err(Reply::new(552, (5, 3, 4), "the message is larger than SIZE"))),
             Received::Bare(bare) => return Ok(Err(bare_reply(bare))),
         };
-        let hops_max = self.context().config.limits.hops_max;
+        let hops_max = self.listener.settings.limits.hops_max;
         let hops = large.as_ref().map_or_else(|| data::hops(&body, hops_max + 1), |large| large.hops);
         if hops > hops_max {
             return Ok(Err(Reply::new(554, (5, 4, 6), "too many hops: the message is looping")));
@@ -276,7 +287,8 @@ impl Driver<'_> {
     }
 
     async fn receive_octets(&mut self) -> Result<(Received, Option<LargeMessage>), Lost> {
-        let limits = &self.state.context.config.limits;
+        let listener = self.listener.clone();
+        let limits = &listener.settings.limits;
         let mut receiver = MessageReceiver::new(limits.message_bytes_max);
         let mut large: Option<LargeMessage> = None;
         let give_up: Instant = rt::now() + MESSAGE_TIME_MAX;
@@ -338,7 +350,7 @@ impl Driver<'_> {
             let field = ReceivedField {
                 helo: self.session.helo(),
                 client: self.peer.ip(),
-                hostname: &self.config.hostname,
+                hostname: &self.listener.session.hostname,
                 with,
                 tls: tls.as_deref(),
                 queue_id,
@@ -395,7 +407,7 @@ impl Driver<'_> {
     }
 
     async fn say_goodbye(&mut self, enhanced: &str, text: &str) {
-        let line = format!("421 {enhanced} {} {text}\r\n", self.config.hostname);
+        let line = format!("421 {enhanced} {} {text}\r\n", self.listener.session.hostname);
         // The peer may be gone; it was only politeness.
         let _ = self.stream.write_all(line.as_bytes()).await;
     }

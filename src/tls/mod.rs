@@ -7,5 +7,5 @@ mod stream;
 pub(crate) mod testing;
 
 pub use client::ClientTls;
-pub use server::{TlsFilesError, acceptor};
+pub use server::{ServerTls, TlsFilesError};
 pub use stream::{Stream, TlsAcceptor, TlsConnector};

@@ -49,3 +49,11 @@ pub(crate) fn acceptor() -> TlsAcceptor {
         .unwrap();
     TlsAcceptor::from(Arc::new(config))
 }
+
+/// Writes certificate and key of [`acceptor`] into files.
+pub(crate) fn pem_files(folder: &std::path::Path) -> (std::path::PathBuf, std::path::PathBuf) {
+    let paths = (folder.join("cert.pem"), folder.join("key.pem"));
+    std::fs::write(&paths.0, CERTIFICATE).unwrap();
+    std::fs::write(&paths.1, KEY).unwrap();
+    paths
+}
