@@ -1,17 +1,22 @@
-//! `ringmail-load`: a load source and a sink for mail relays, so that a speed claim is one command to repeat.
+//! `ringmail-load`: load for mail relays, so that a speed claim is one command to repeat.
 //!
-//! Every message carries a number; the sink counts numbers that are missing and numbers that came twice.
+//! `source` sends, `sink` takes (well or badly, as it is told), `world` makes up an Internet of domains for both, and every
+//! message carries a stamp by which the sink knows what is missing, what came twice and how long it took.
 
+mod choice;
+mod interrupt;
 mod sink;
 mod source;
+mod stamp;
 mod wire;
+mod world;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Load source and sink for mail relays.
+/// Load source, sink and simulated Internet for mail relays.
 #[derive(Parser)]
-#[command(name = "ringmail-load")]
+#[command(name = "ringmail-load", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -19,16 +24,19 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Send messages over many sessions at once and measure the time from the final dot to its reply.
+    /// Send messages over many sessions at once and measure every phase.
     Source(source::Options),
-    /// Take messages, count them by number, end when all came or when nothing came for a while.
+    /// Take messages as many hosts with behaviours of their own, count them by their stamp.
     Sink(sink::Options),
+    /// Make up an Internet of domains and sites, and serve its DNS.
+    World(world::Options),
 }
 
 fn main() -> ExitCode {
     let ran = match Cli::parse().command {
         Command::Source(options) => source::run(options),
         Command::Sink(options) => sink::run(options),
+        Command::World(options) => world::run(options),
     };
     match ran {
         Ok(true) => ExitCode::SUCCESS,
