@@ -7,9 +7,9 @@ mod tally;
 
 use crate::wire::Wire;
 use behaviour::{Behaviour, Counts, Site};
-use ringmail::config::TlsFiles;
+use ringmail::config::{CertificateFiles, ListenerTls, TlsFiles, TlsMode};
 use ringmail::rt;
-use ringmail::tls::{TlsAcceptor, acceptor};
+use ringmail::tls::{ServerTls, TlsAcceptor};
 use sites::SiteConfig;
 use std::cell::RefCell;
 use std::io;
@@ -70,8 +70,10 @@ pub fn run(options: Options) -> io::Result<bool> {
     let sites = all_sites(&options)?;
     let acceptor = match (&options.tls_certificate, &options.tls_key) {
         (Some(certificate), Some(key)) => {
-            let files = TlsFiles { certificate: certificate.clone(), key: key.clone() };
-            Some(acceptor(&files).map_err(io::Error::other)?)
+            let default = CertificateFiles { certificate: certificate.clone(), key: key.clone() };
+            let files = TlsFiles { default, sni: Vec::new() };
+            let listener = ListenerTls { mode: TlsMode::Starttls, ..ListenerTls::default() };
+            ServerTls::default().acceptor(&listener, Some(&files)).map_err(io::Error::other)?
         }
         _ => None,
     };
