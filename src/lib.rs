@@ -19,6 +19,7 @@ pub mod mailbox;
 pub mod pop3;
 pub mod receive;
 pub mod rt;
+pub mod sasl;
 pub mod schedule;
 pub mod shard;
 pub mod smtp;

@@ -123,19 +123,70 @@ pub(super) struct CatArguments {
 pub(super) enum UserCommand {
     /// Add a user: a login for SMTP and POP3, and a mailbox NAME@ every local domain
     #[command(
-        after_help = "Examples:\n  ringmail user add joe\n  echo 'the password' | ringmail user add joe --password-stdin\n\n\
+        after_help = "Examples:\n  ringmail user add joe\n  echo 'the password' | ringmail user add joe --password-stdin\n  \
+        ringmail user add joe --hash '$6$salt$...' --quota 2GiB\n\n\
         A running server takes the new user over within a second."
     )]
     Add(AddArguments),
+    /// Give a user another password; every login from now on needs it
+    Passwd(PasswordArguments),
+    /// Change quota and retention of a user
+    #[command(after_help = "Example: ringmail user set joe --quota 2GiB --messages none --retention 90d")]
+    Set(SetArguments),
+    /// List users with their quota, retention and ways to log in
+    List(FormArguments),
+    /// Remove a user: logins and new mail are refused; the mailbox stays where it is
+    Remove(NameArgument),
 }
 
 #[derive(Args, Debug)]
 pub(super) struct AddArguments {
+    #[command(flatten)]
+    pub password: PasswordArguments,
+    /// Take this hash over instead of a password: argon2id, sha512-crypt ($6$) or bcrypt ($2b$). Such a user has no SCRAM
+    #[arg(long, value_name = "HASH", conflicts_with_all = ["password_stdin", "apop"])]
+    pub hash: Option<String>,
+    #[command(flatten)]
+    pub mailbox: MailboxArguments,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct PasswordArguments {
     /// Letters, digits, '.', '_' and '-'; it begins with a letter or digit
     pub name: String,
     /// Read the password from standard input (its first line) instead of asking
     #[arg(long)]
     pub password_stdin: bool,
+    /// Also allow APOP, which needs the password stored in the clear
+    #[arg(long)]
+    pub apop: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct SetArguments {
+    /// The user
+    pub name: String,
+    #[command(flatten)]
+    pub mailbox: MailboxArguments,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct MailboxArguments {
+    /// Octets that the mailbox may hold, like 2GiB; `none` for any amount, `default` for that of the configuration
+    #[arg(long, value_name = "SIZE")]
+    pub quota: Option<String>,
+    /// Messages that the mailbox may hold; `none` for any number, `default` for that of the configuration
+    #[arg(long, value_name = "N")]
+    pub messages: Option<String>,
+    /// How long messages stay: `keep`, `retrieved` (until they were fetched), days like `30d`, or `default`
+    #[arg(long, value_name = "TIME")]
+    pub retention: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct NameArgument {
+    /// The user
+    pub name: String,
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ pub use route::{NextHopConfig, Route};
 pub use smtp::{LineEndings, Profile, SmtpListener};
 pub use spool::SpoolConfig;
 pub use tls::{CertificateFiles, ClientCertificates, ListenerTls, TlsFiles, TlsMode};
+pub use units::{parse_size, show_size};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -21,12 +21,20 @@ pub(super) trait Shown {
 
 impl Shown for u64 {
     fn shown(self) -> String {
-        let (unit, factor) = SIZE_UNITS
-            .into_iter()
-            .find(|(_, factor)| self >= *factor && self.is_multiple_of(*factor))
-            .unwrap_or(("B", 1));
-        format!("\"{} {unit}\"", self / factor)
+        format!("\"{}\"", show_size(self))
     }
+}
+
+/// Octets as an operator writes them, like `50 MiB`; `None` for anything else.
+pub fn parse_size(text: &str) -> Option<u64> {
+    parse(text, &SIZE_UNITS)
+}
+
+/// Octets as [`parse_size`] reads them, in the largest unit that fits.
+pub fn show_size(octets: u64) -> String {
+    let fits = |(_, factor): &(&str, u64)| octets >= *factor && octets.is_multiple_of(*factor);
+    let (unit, factor) = SIZE_UNITS.into_iter().find(fits).unwrap_or(("B", 1));
+    format!("{} {unit}", octets / factor)
 }
 
 impl Shown for Duration {

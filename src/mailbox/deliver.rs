@@ -362,12 +362,7 @@ mod tests {
     }
 
     fn mailboxes(folder: &Path) -> Mailboxes {
-        let mailboxes = Mailboxes {
-            local_domains: vec!["localhost".into()],
-            users_file: folder.join("users"),
-            aliases_file: folder.join("aliases"),
-            mail_dir: folder.join("mail"),
-        };
+        let mailboxes = crate::mailbox::testing::mailboxes(folder);
         std::fs::write(&mailboxes.users_file, format!("joe:{HASH}\nann:{HASH}\n")).unwrap();
         mailboxes
     }

@@ -5,7 +5,8 @@
 //! always accepted (RFC 5321 section 4.5.1): by its alias or user, else by the first user of the file.
 
 use super::aliases::{Aliases, AliasesError, Target};
-use super::users::{User, Users, UsersError, read_text};
+use super::users::{User, Users, UsersError};
+use super::users_file::{read_or_make_secret, read_text};
 use crate::config::Mailboxes;
 use crate::rt::{self, HelperPool};
 use crate::smtp::{Address, ForwardPath};
@@ -263,6 +264,8 @@ struct Shared {
     checked_ms: AtomicU64,
     /// What the files were when `current` was made, or when they were last refused.
     stamp: RwLock<Stamp>,
+    /// From it comes the salt that SCRAM shows for names that nobody has.
+    secret: [u8; 32],
 }
 
 /// Changes whenever a file is replaced or written.
@@ -289,7 +292,13 @@ impl DirectoryHandle {
             current: RwLock::new(Arc::new(directory)),
             checked_ms: AtomicU64::new(rt::unix_ms()),
             stamp: RwLock::new(stamp),
+            secret: read_or_make_secret(&mailboxes.users_file),
         })))
+    }
+
+    /// A secret of this server that outlives restarts.
+    pub fn secret(&self) -> &[u8; 32] {
+        &self.0.secret
     }
 
     /// The snapshot as it is; never waits.
@@ -440,12 +449,7 @@ mod tests {
     fn changed_files_are_taken_and_damaged_ones_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| -> PathBuf { folder.path().join(name) };
-        let mailboxes = Mailboxes {
-            local_domains: vec!["localhost".into()],
-            users_file: path("users"),
-            aliases_file: path("aliases"),
-            mail_dir: path("mail"),
-        };
+        let mailboxes = crate::mailbox::testing::mailboxes(folder.path());
         let pool = HelperPool::new("test", 1, 4).unwrap();
         let handle = DirectoryHandle::open(&mailboxes, pool).unwrap();
         let knows = |name: &str| handle.snapshot().users().find(name).is_some();

@@ -479,9 +479,10 @@ fn read_next(file: File) -> io::Result<(File, Vec<u8>)> {
 mod tests {
     use super::*;
     use crate::bus::{Job, LaneId, Outcome};
-    use crate::config::{ListenerTls, Mailboxes};
+    use crate::config::ListenerTls;
     use crate::mailbox::deliver::StoredContent;
-    use crate::mailbox::users::hash_password;
+    use crate::mailbox::password::NewPassword;
+    use crate::mailbox::users::{User, UserName};
     use crate::rt::TcpStream;
     use crate::smtp::{Address, ReversePath};
     use crate::spool::{BodyType, Envelope, Location, Notify, Origin, QueueId, Recipient};
@@ -544,13 +545,9 @@ mod tests {
 
     fn start() -> Running {
         let folder = tempfile::tempdir().unwrap();
-        let mailboxes = Mailboxes {
-            local_domains: vec!["localhost".into()],
-            users_file: folder.path().join("users"),
-            aliases_file: folder.path().join("aliases"),
-            mail_dir: folder.path().join("mail"),
-        };
-        std::fs::write(&mailboxes.users_file, format!("joe:{}\n", hash_password(b"secret").unwrap())).unwrap();
+        let mailboxes = crate::mailbox::testing::mailboxes(folder.path());
+        let joe = User::new(UserName::parse("joe").unwrap(), NewPassword::of(b"secret").unwrap());
+        std::fs::write(&mailboxes.users_file, format!("{joe}\n")).unwrap();
         let pool = || HelperPool::new("test", 2, 64).unwrap();
         let directory = DirectoryHandle::open(&mailboxes, pool()).unwrap();
         let (to_mailbox, mailbox_rx) = rt::channel(64);

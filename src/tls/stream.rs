@@ -1,6 +1,7 @@
 //! A TCP connection that may have become a TLS connection.
 
 use crate::rt::{DeadlineHandle, TcpStream};
+use crate::sasl::ChannelBindings;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 pub use futures_rustls::{TlsAcceptor, TlsConnector};
 use futures_rustls::{client, server};
@@ -122,6 +123,20 @@ impl Stream {
             Kind::Plain(stream) => Ok(Stream(Kind::Client(Box::new(connector.connect(name, stream).await?)))),
             _ => Err(already()),
         }
+    }
+
+    /// What a login can be tied to (SCRAM-SHA-256-PLUS); nothing in plain text. `tls-exporter` only under TLS 1.3, because
+    /// TLS 1.2 gives it only with an extension that cannot be asked for here (RFC 9266 section 4.2).
+    pub fn channel_bindings(&self) -> ChannelBindings {
+        let mut bindings = ChannelBindings::default();
+        if let Kind::Server(stream) = &self.0 {
+            let connection = stream.get_ref().1;
+            if connection.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3) {
+                let exported = connection.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", None);
+                bindings.tls_exporter = exported.ok();
+            }
+        }
+        bindings
     }
 
     /// Version and cipher suite, e.g. `TLSv1.3 TLS13_AES_256_GCM_SHA384`; `None` in plain text.
