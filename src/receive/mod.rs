@@ -3,7 +3,9 @@
 //! What SMTP says is in `smtp::server`; here octets are moved, people are asked (directory, authenticator, spool) and
 //! deadlines are set.
 
+mod input;
 pub mod policy;
+pub mod proxy;
 mod session;
 
 use crate::config::{Config, Profile, SmtpListener, TlsMode};
@@ -89,6 +91,7 @@ struct State {
     context: Context,
     listeners: RefCell<Vec<Rc<rt::TcpListener>>>,
     sessions: RefCell<Slab<OpenSession>>,
+    buffers: input::Buffers,
     stopping: Cell<bool>,
     group: rt::TaskGroup,
 }
@@ -115,6 +118,7 @@ impl Receiver {
             context,
             listeners: RefCell::default(),
             sessions: RefCell::default(),
+            buffers: input::Buffers::default(),
             stopping: Cell::new(false),
             group: rt::TaskGroup::default(),
         }))

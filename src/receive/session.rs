@@ -1,5 +1,7 @@
 //! The driver of one inbound SMTP session: reads, feeds the core, answers its events, writes, sets deadlines.
 
+use super::input::{BUFFER_BYTES, Input};
+use super::proxy::{self, Parsed, Proxied};
 use super::{Context, Listener, State, policy};
 use crate::bus::ToScheduler;
 use crate::config::TlsMode;
@@ -14,19 +16,19 @@ use crate::telemetry;
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Octets that one read can take between messages; a session at rest costs this.
-const BUFFER_BYTES: usize = 8 << 10;
 /// Octets that one read can take once a message has outgrown the buffer.
 const LARGE_READ_BYTES: usize = 64 << 10;
 /// A message that has not ended by then is given up, however steadily it trickles.
 const MESSAGE_TIME_MAX: Duration = Duration::from_secs(3600);
 /// A TLS handshake has to be done by then.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(60);
+/// A proxy has to say within this time for whom it speaks.
+const PROXY_TIME: Duration = Duration::from_secs(10);
 /// Time for writing replies, storing a message, checking a login: the deadline of the read before must not end them.
 const WORK_TIME: Duration = Duration::from_secs(600);
 /// Body octets to gather before they are written to a large message's file.
@@ -40,6 +42,8 @@ enum Lost {
     TimedOut,
     /// TLS could not be agreed on.
     Handshake(io::Error),
+    /// A proxy did not say for whom it speaks.
+    Proxy,
 }
 
 impl From<io::Error> for Lost {
@@ -53,12 +57,10 @@ struct Driver<'a> {
     listener: Rc<Listener>,
     session: Session,
     stream: Stream,
-    peer: SocketAddr,
+    /// Who talks to us: the far side, or the client of the proxy that is the far side.
+    client: IpAddr,
     idle: Rc<Cell<bool>>,
-    buffer: Vec<u8>,
-    /// `buffer[start..end]` was read and not consumed; `start <= end <= buffer.len()`.
-    start: usize,
-    end: usize,
+    input: Input,
 }
 
 /// Serves one session to its end.
@@ -71,10 +73,10 @@ pub(super) async fn serve(
 ) {
     let implicit = listener.settings.tls.mode == TlsMode::Implicit;
     let session = Session::new(listener.session.clone(), implicit);
-    let buffer = vec![0; BUFFER_BYTES];
-    let mut driver = Driver { state, listener, session, stream, peer, idle, buffer, start: 0, end: 0 };
+    let client = peer.ip().to_canonical();
+    let mut driver = Driver { state, listener, session, stream, client, idle, input: Input::default() };
     let Err(lost) = driver.run().await else { return };
-    let in_transaction = driver.session.in_transaction();
+    let (client, in_transaction) = (driver.client, driver.session.in_transaction());
     let reason = match lost {
         Lost::TimedOut if state.stopping.get() => {
             driver.say_goodbye("4.3.2", "shutting down").await;
@@ -86,14 +88,10 @@ pub(super) async fn serve(
         }
         Lost::Connection(error) => error.to_string(),
         Lost::Handshake(error) => format!("TLS handshake: {error}"),
+        Lost::Proxy => "no PROXY header".to_owned(),
     };
     if in_transaction {
-        state.context.log.log(telemetry::Event::SessionLost {
-            client: peer.ip(),
-            protocol: "smtp",
-            stage: "transaction",
-            reason,
-        });
+        state.context.log.log(telemetry::Event::SessionLost { client, protocol: "smtp", stage: "transaction", reason });
     }
 }
 
@@ -103,12 +101,14 @@ impl Driver<'_> {
     }
 
     /// Until QUIT, or another end that was said in a reply.
+    ///
+    /// A session spends its life waiting in [`Driver::read_command`]. Whatever else awaits is boxed, so that the waiting
+    /// costs only what it needs.
     async fn run(&mut self) -> Result<(), Lost> {
-        if self.listener.settings.tls.mode == TlsMode::Implicit {
-            self.handshake().await?;
-        }
+        Box::pin(self.begin()).await?;
         loop {
-            self.start += self.session.handle_input(&self.buffer[self.start..self.end]);
+            let taken = self.session.handle_input(self.input.octets());
+            self.input.consume(taken);
             if let Some(event) = self.session.take_event() {
                 self.handle(event).await?;
                 continue;
@@ -118,6 +118,38 @@ impl Driver<'_> {
                 return Ok(());
             }
             self.read_command().await?;
+        }
+    }
+
+    /// What comes before SMTP.
+    async fn begin(&mut self) -> Result<(), Lost> {
+        let settings = &self.listener.settings;
+        if settings.proxy_protocol_networks.iter().any(|network| network.contains(self.client)) {
+            self.read_proxy_header().await?;
+        }
+        if self.listener.settings.tls.mode == TlsMode::Implicit {
+            self.handshake().await?;
+        }
+        Ok(())
+    }
+
+    async fn read_proxy_header(&mut self) -> Result<(), Lost> {
+        self.stream.set_deadline(rt::now() + PROXY_TIME);
+        loop {
+            match proxy::parse(self.input.octets()) {
+                Parsed::Header(proxied, length) => {
+                    self.input.consume(length);
+                    if let Proxied::Client(address) = proxied {
+                        self.client = address.to_canonical();
+                    }
+                    return Ok(());
+                }
+                Parsed::Malformed => {
+                    tracing::warn!("{} is a proxy and sent no PROXY header", self.client);
+                    return Err(Lost::Proxy);
+                }
+                Parsed::Incomplete => self.read().await?,
+            }
         }
     }
 
@@ -132,9 +164,7 @@ impl Driver<'_> {
 
     /// Reads more of the next command line. The deadline holds for the whole line, not for each octet of it.
     async fn read_command(&mut self) -> Result<(), Lost> {
-        if self.start == self.end {
-            self.start = 0;
-            self.end = 0;
+        if self.input.is_empty() {
             let idle = !self.session.in_transaction();
             if self.state.stopping.get() && idle {
                 return Err(Lost::TimedOut);
@@ -143,29 +173,19 @@ impl Driver<'_> {
             if !self.session.is_skipping_line() {
                 self.stream.set_deadline(rt::now() + self.listener.settings.limits.command_timeout);
             }
-        } else if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
         }
-        if self.end == self.buffer.len() {
-            // Bounded: the core throws away a line that is longer than it takes.
-            self.buffer.resize(self.buffer.len() * 2, 0);
-        }
+        // A line without an end is bounded: the core throws away what is longer than it takes.
         self.read().await?;
         self.idle.set(false);
         Ok(())
     }
 
     async fn read(&mut self) -> Result<(), Lost> {
-        match self.stream.read(&mut self.buffer[self.end..]).await? {
+        match self.input.read(&mut self.stream, &self.state.buffers).await? {
             0 => {
                 Err(Lost::Connection(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection")))
             }
-            read => {
-                self.end += read;
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
@@ -182,6 +202,14 @@ impl Driver<'_> {
                 self.note_refusal("rcpt", recipient, &result);
                 self.session.rcpt_result(result);
             }
+            event => Box::pin(self.handle_long(event)).await?,
+        }
+        Ok(())
+    }
+
+    /// Events that take their time.
+    async fn handle_long(&mut self, event: Event) -> Result<(), Lost> {
+        match event {
             Event::Authenticate { username, password } => {
                 // Replies to what came before must not wait for the hashing.
                 self.flush().await?;
@@ -194,6 +222,7 @@ impl Driver<'_> {
                 self.session.message_result(result.as_ref().map(String::as_str).map_err(Reply::clone));
             }
             Event::StartTls => self.start_tls().await?,
+            Event::Mail { .. } | Event::Rcpt => panic!("answered by the caller"),
         }
         Ok(())
     }
@@ -214,9 +243,9 @@ impl Driver<'_> {
         let mut lookup = directory.snapshot().lookup_path(path);
         if lookup == Lookup::Unknown {
             // Perhaps a user that was added a moment ago.
-            lookup = directory.current().await.lookup_path(path);
+            lookup = Box::pin(directory.current()).await.lookup_path(path);
         }
-        let client = policy::Client { address: self.peer.ip(), login: self.session.login().map(|login| &**login) };
+        let client = policy::Client { address: self.client, login: self.session.login().map(|login| &**login) };
         // `postmaster` without a domain: the directory looks it up in the first of our domains, in order.
         let domain = config.mailboxes.local_domains.iter().min().map_or("", String::as_str);
         policy::decide(&config.relay, domain, lookup, client, path)
@@ -230,7 +259,7 @@ impl Driver<'_> {
                 Ok(user)
             }
             AuthResult::Rejected => {
-                let client = self.peer.ip();
+                let client = self.client;
                 let login = username.to_owned();
                 self.context().meter.counters.auth_failed.increment();
                 self.context().log.log(telemetry::Event::AuthFailed { client, protocol: "smtp", login });
@@ -243,8 +272,7 @@ impl Driver<'_> {
     async fn start_tls(&mut self) -> Result<(), Lost> {
         self.flush().await?;
         // Whatever came in plain text behind the command was not said by the peer that TLS will prove.
-        self.start = 0;
-        self.end = 0;
+        self.input.clear(&self.state.buffers);
         self.handshake().await?;
         self.session.tls_started();
         Ok(())
@@ -282,7 +310,7 @@ impl Driver<'_> {
                 Err(error) => return Ok(Err(spool_reply(&error))),
             },
         };
-        let envelope = self.session.envelope(self.peer.ip()).expect("Event::Data comes with its envelope");
+        let envelope = self.session.envelope(self.client).expect("Event::Data comes with its envelope");
         Ok(self.store(&envelope, body, no_leading_dots, arrival_ms).await)
     }
 
@@ -294,25 +322,25 @@ impl Driver<'_> {
         let give_up: Instant = rt::now() + MESSAGE_TIME_MAX;
         let mut chunk: Vec<u8> = Vec::new();
         loop {
-            if let Some(end) = receiver.receive(&self.buffer[self.start..self.end]) {
-                self.start += end;
+            if let Some(end) = receiver.receive(self.input.octets()) {
+                self.input.consume(end);
                 return Ok((receiver.finish(), large));
             }
-            self.start = 0;
-            self.end = 0;
+            self.input.clear(&self.state.buffers);
             self.stream.set_deadline((rt::now() + limits.data_timeout).min(give_up));
             if receiver.bytes() < BUFFER_BYTES as u64 {
                 self.read().await?;
                 continue;
             }
-            // It is larger than the session's buffer: read in larger parts, without growing what stays.
+            // It is larger than a session's buffer: read in larger parts.
             chunk.resize(LARGE_READ_BYTES, 0);
             let read = self.stream.read(&mut chunk).await?;
             if read == 0 {
                 return Err(Lost::Connection(io::ErrorKind::UnexpectedEof.into()));
             }
             if let Some(end) = receiver.receive(&chunk[..read]) {
-                self.keep_commands(&chunk[end..read]);
+                // Commands came in one read with the end of the message.
+                self.input.put(&chunk[end..read], &self.state.buffers);
                 return Ok((receiver.finish(), large));
             }
             let limit = if large.is_some() { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES };
@@ -321,16 +349,6 @@ impl Driver<'_> {
                 message.write(receiver.take_body()).await;
             }
         }
-    }
-
-    /// Commands that came in one read with the end of a large message.
-    fn keep_commands(&mut self, commands: &[u8]) {
-        if commands.len() > self.buffer.len() {
-            self.buffer.resize(commands.len(), 0);
-        }
-        self.buffer[..commands.len()].copy_from_slice(commands);
-        self.start = 0;
-        self.end = commands.len();
     }
 
     async fn store(
@@ -349,7 +367,7 @@ impl Driver<'_> {
         let mut write_trace = |queue_id, out: &mut Vec<u8>| {
             let field = ReceivedField {
                 helo: self.session.helo(),
-                client: self.peer.ip(),
+                client: self.client,
                 hostname: &self.listener.session.hostname,
                 with,
                 tls: tls.as_deref(),
@@ -376,7 +394,7 @@ impl Driver<'_> {
             reverse_path: envelope.reverse_path.clone(),
             recipients: envelope.recipients.len(),
             size: committed.size,
-            client: Some(self.peer.ip()),
+            client: Some(self.client),
             helo: Some(self.session.helo().to_owned()),
             login: self.session.login().cloned(),
             protocol: self.session.with().keyword(),
@@ -396,7 +414,7 @@ impl Driver<'_> {
             _ => counters.messages_refused.increment(),
         }
         self.context().log.log(telemetry::Event::Refused {
-            client: self.peer.ip(),
+            client: self.client,
             helo: Some(self.session.helo().to_owned()),
             login: self.session.login().cloned(),
             stage,

@@ -2,12 +2,14 @@
 
 use crate::rt::{DeadlineHandle, TcpStream};
 use crate::sasl::ChannelBindings;
-use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 pub use futures_rustls::{TlsAcceptor, TlsConnector};
 use futures_rustls::{client, server};
 use rustls_pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 /// A connection of the current executor, in plain text or under TLS.
@@ -50,6 +52,16 @@ impl Stream {
             Kind::Server(stream) => stream.read(buffer).await,
             Kind::Client(stream) => stream.read(buffer).await,
             Kind::Closed => Err(closed()),
+        }
+    }
+
+    /// As [`Stream::read`], for who wants to lend a buffer only while octets are there; it may be another at each call.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Kind::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Kind::Server(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
+            Kind::Client(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
+            Kind::Closed => Poll::Ready(Err(closed())),
         }
     }
 
