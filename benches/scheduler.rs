@@ -69,8 +69,12 @@ impl Bench {
             match action {
                 Action::Lookup { hop, target } => {
                     let name: Arc<str> = format!("mx{target:?}").into();
-                    let host =
-                        EndpointHost { name, addresses: [[127, 0, 0, 1].into()].into_iter().collect(), port: 25 };
+                    let host = EndpointHost {
+                        name,
+                        addresses: [[127, 0, 0, 1].into()].into_iter().collect(),
+                        port: 25,
+                        socket: None,
+                    };
                     let route = ResolvedRoute { site_name: host.name.clone(), hosts: vec![host] };
                     self.core.handle_routed(self.now, hop, Ok(route));
                 }

@@ -7,7 +7,7 @@ use crate::admin;
 use crate::bus::{ToMailbox, ToScheduler, ToShard};
 use crate::config::{Config, ListenerTls};
 use crate::dns::route::{Identity, RouteOptions};
-use crate::dns::{FamilyPolicy, Resolver, ResolverSettings};
+use crate::dns::{Resolver, ResolverSettings};
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::pop3::{self, PopContext, PopCounts};
 use crate::receive::SessionGate;
@@ -205,7 +205,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
             route_options: RouteOptions {
                 port: config.delivery.port,
                 allow_private_targets: config.delivery.allow_private_targets,
-                family: FamilyPolicy::default(),
+                family: config.dns.addresses,
             },
             config,
             inbox: scheduler_inbox,

@@ -7,6 +7,7 @@ use crate::smtp::Reply;
 use crate::spool::{Envelope, Location, QueueId};
 use smallvec::SmallVec;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Index of a recipient in its envelope.
@@ -136,10 +137,12 @@ pub struct Endpoint {
 pub struct EndpointHost {
     /// Name for log, TLS and DSN; the address itself for literals.
     pub name: Arc<str>,
-    /// Its addresses in the order to try; not empty.
+    /// Its addresses in the order to try; empty exactly where it is a UNIX socket.
     pub addresses: SmallVec<[IpAddr; 2]>,
-    /// TCP port.
+    /// TCP port; 0 where it is a UNIX socket.
     pub port: u16,
+    /// A UNIX socket of this machine.
+    pub socket: Option<Arc<Path>>,
 }
 
 /// What is spoken over a lane.
@@ -212,8 +215,8 @@ pub enum SuccessReport {
 pub struct Remote {
     /// Its name.
     pub host: Arc<str>,
-    /// Its address.
-    pub address: IpAddr,
+    /// Its address; `None` where it is a UNIX socket.
+    pub address: Option<IpAddr>,
     /// TLS version and cipher, e.g. `TLSv1.3 TLS_AES_256_GCM_SHA384`.
     pub tls: Option<String>,
 }

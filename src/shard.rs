@@ -63,7 +63,8 @@ pub async fn run(seed: Seed) {
         }
     }
     let spool = Rc::new(spool.start());
-    let outbound = Outbound::new(reader, scheduler.clone(), client_tls, config.delivery.clone());
+    let outbound =
+        Outbound::new(reader, scheduler.clone(), client_tls, config.delivery.clone(), config.timeouts.clone());
     let receiver = Receiver::new(receive::Context {
         config: config.clone(),
         spool: spool.clone(),

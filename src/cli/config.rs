@@ -3,6 +3,7 @@
 use super::exit::Failure;
 use crate::bus::{Protocol, TlsPolicy};
 use crate::config::{CertificateFiles, Config, Limits, ListenerTls, NextHopConfig, Route, SmtpListener};
+use crate::dns::FamilyPolicy;
 use std::fmt::{Display, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -61,6 +62,13 @@ fn to_toml(config: &Config) -> String {
     section.list("servers", &config.dns.servers);
     section.text("timeout", Span(config.dns.timeout));
     section.plain("attempts", config.dns.attempts);
+    let addresses = match config.dns.addresses {
+        FamilyPolicy::Ipv4First => "ipv4-first",
+        FamilyPolicy::Ipv6First => "ipv6-first",
+        FamilyPolicy::Ipv4Only => "ipv4-only",
+        FamilyPolicy::Ipv6Only => "ipv6-only",
+    };
+    section.text("addresses", addresses);
     section.begin("[spool]");
     section.text("segment_size", Size(config.spool.segment_bytes));
     section.text("free_space_min", Size(config.spool.free_bytes_min));
@@ -129,6 +137,7 @@ fn show_route(section: &mut Section<'_>, route: &Route) {
             section.plain("port", port);
         }
         NextHopConfig::Mx(domain) => section.text("mx", domain),
+        NextHopConfig::Socket(path) => section.text("host", format_args!("unix:{}", path.display())),
     }
     let protocol = match route.protocol {
         Protocol::Smtp => "smtp",
@@ -176,7 +185,20 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     section.text("reply_timeout", Span(delivery.reply_timeout));
     section.text("data_end_timeout", Span(delivery.data_end_timeout));
     section.text("idle_timeout", Span(delivery.idle_timeout));
+    section.plain("chunking", delivery.chunking);
     section.list("source_addresses", &delivery.source_addresses);
+    section.begin("[timeouts]");
+    let timeouts = &config.timeouts;
+    section.text("greeting", Span(timeouts.greeting));
+    section.text("hello", Span(timeouts.hello));
+    section.text("starttls", Span(timeouts.starttls));
+    section.text("auth", Span(timeouts.auth));
+    section.text("mail", Span(timeouts.mail));
+    section.text("rcpt", Span(timeouts.rcpt));
+    section.text("data", Span(timeouts.data));
+    section.text("block", Span(timeouts.block));
+    section.text("data_end", Span(timeouts.data_end));
+    section.text("quit", Span(timeouts.quit));
 }
 
 /// Writes sections and their keys.
@@ -258,7 +280,9 @@ mod tests {
              [limits]\nmessage_size_max = 1000000\ncommand_timeout = \"90s\"\n[mailboxes]\nlocal_domains = [\"b.test\"]\n\
              [[route]]\ndomain = \"*\"\nhost = \"::1\"\nport = 26\nprotocol = \"lmtp\"\ntls = \"none\"\n\
              [[route]]\ndomain = \"x.test\"\nmx = \"y.test\"\ntls = \"verify\"\nusername = \"u\"\npassword = \"(hidden)\"\n\
-             [delivery]\nsource_addresses = [\"192.0.2.1\"]\nidle_timeout = \"1s\"\n[dns]\nservers = [\"[::1]:53\"]\n",
+             [delivery]\nsource_addresses = [\"192.0.2.1\"]\nidle_timeout = \"1s\"\n[dns]\nservers = [\"[::1]:53\"]\naddresses = \"ipv6-first\"\n\
+             [timeouts]\ngreeting = \"9s\"\nblock = \"8s\"\n\
+             [[route]]\ndomain = \"u.test\"\nhost = \"unix:/run/lmtp\"\nprotocol = \"lmtp\"\n",
         );
     }
 
@@ -287,7 +311,7 @@ mod tests {
             "[[route]]",
         ]
         .into_iter()
-        .chain(["[delivery]", "[dns]", "[spool]", "[tls]", "[[tls.sni]]"])
+        .chain(["[delivery]", "[timeouts]", "[dns]", "[spool]", "[tls]", "[[tls.sni]]"])
         {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("ringmail.toml");
@@ -330,7 +354,7 @@ mod tests {
         }
         let sections = ["smtp", "pop3", "admin", "relay", "limits", "mailboxes", "retry", "route", "delivery", "dns"]
             .into_iter()
-            .chain(["spool", "tls", "smtp.limits", "tls.sni"]);
+            .chain(["timeouts", "spool", "tls", "smtp.limits", "tls.sni"]);
         documented.extend(sections.map(str::to_owned));
         let mut known = known_keys();
         known.sort();

@@ -27,6 +27,8 @@ pub struct Delivery {
     pub reply_timeout: Duration,
     /// Time for the reply to end-of-data; default 10 min.
     pub data_end_timeout: Duration,
+    /// Use BDAT where the far side offers CHUNKING; default true.
+    pub chunking: bool,
     /// An idle connection is kept this long; default 5 s.
     pub idle_timeout: Duration,
     /// Local addresses to leave by; empty lets the kernel choose.
@@ -45,6 +47,7 @@ pub(super) struct DeliveryTable {
     reply_timeout: Spanned<Period>,
     data_end_timeout: Spanned<Period>,
     idle_timeout: Spanned<Period>,
+    chunking: bool,
     source_addresses: Vec<IpAddr>,
 }
 
@@ -60,6 +63,7 @@ impl Default for DeliveryTable {
             reply_timeout: seconds(300),
             data_end_timeout: seconds(600),
             idle_timeout: seconds(5),
+            chunking: true,
             source_addresses: Vec::new(),
         }
     }
@@ -80,6 +84,7 @@ pub(super) fn delivery(table: DeliveryTable) -> Result<Delivery, Problem> {
         connect_timeout: time(&table.connect_timeout, "connect_timeout")?,
         reply_timeout: time(&table.reply_timeout, "reply_timeout")?,
         data_end_timeout: time(&table.data_end_timeout, "data_end_timeout")?,
+        chunking: table.chunking,
         idle_timeout: time(&table.idle_timeout, "idle_timeout")?,
         source_addresses: table.source_addresses,
     })

@@ -13,6 +13,7 @@ use super::retry::{RetryTable, retry};
 use super::route::{RouteTable, route};
 use super::smtp::{Smtp, smtp_listeners};
 use super::spool::SpoolTable;
+use super::timeouts::{TimeoutsTable, timeouts};
 use super::tls::{TlsTable, tls_files};
 use super::{Config, SpoolConfig};
 use serde::Deserialize;
@@ -36,6 +37,7 @@ pub(super) struct File {
     retry: Spanned2<RetryTable>,
     route: Vec<RouteTable>,
     delivery: DeliveryTable,
+    timeouts: TimeoutsTable,
     dns: DnsTable,
     spool: SpoolTable,
     tls: Option<TlsTable>,
@@ -74,6 +76,7 @@ impl File {
         };
         let data_dir = self.data_dir.unwrap_or_else(|| PathBuf::from("ringmail-data"));
         let admin = self.admin.listener();
+        let delivery = delivery(self.delivery)?;
         let limits = limits(&self.limits)?;
         let tls = self.tls.map(tls_files).transpose()?;
         let smtp_listeners = smtp_listeners(self.smtp, tls.is_some(), &limits)?;
@@ -91,7 +94,8 @@ impl File {
             limits,
             retry: retry(&self.retry.0)?,
             routes: self.route.into_iter().map(route).collect::<Result<_, _>>()?,
-            delivery: delivery(self.delivery)?,
+            timeouts: timeouts(self.timeouts, &delivery)?,
+            delivery,
             dns: dns(&self.dns)?,
             spool: SpoolConfig {
                 segment_bytes: in_range_by(&self.spool.segment_size, |size| size.0, MIB..=1024 * MIB, "segment_size")?,

@@ -17,6 +17,7 @@ mod retry;
 mod route;
 mod smtp;
 mod spool;
+mod timeouts;
 mod tls;
 mod units;
 
@@ -32,6 +33,7 @@ pub use retry::Retry;
 pub use route::{NextHopConfig, Route};
 pub use smtp::{LineEndings, Profile, SmtpListener};
 pub use spool::SpoolConfig;
+pub use timeouts::Timeouts;
 pub use tls::{CertificateFiles, ClientCertificates, ListenerTls, TlsFiles, TlsMode};
 pub use units::{parse_size, show_size};
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Outbound delivery limits.
     pub delivery: Delivery,
+    /// Time limits of outbound sessions.
+    pub timeouts: Timeouts,
     /// Resolver.
     pub dns: Dns,
     /// Spool.

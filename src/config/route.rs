@@ -5,6 +5,7 @@ use super::error::Problem;
 use crate::bus::{Credentials, Protocol, TlsPolicy};
 use serde::Deserialize;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use toml::Spanned;
 
@@ -35,6 +36,8 @@ pub enum NextHopConfig {
     },
     /// The MX hosts of another domain.
     Mx(String),
+    /// A UNIX socket of this machine; an absolute path.
+    Socket(PathBuf),
 }
 
 #[derive(Deserialize)]
@@ -66,9 +69,27 @@ pub(super) enum TlsName {
     Verify,
 }
 
+fn socket(host: &Spanned<String>, port: Option<u16>, tls: Option<TlsName>) -> Result<NextHopConfig, Problem> {
+    let at = host.span().start;
+    let path = host.get_ref().trim_start_matches("unix:");
+    // 107 octets are what the kernel's address takes.
+    if !path.starts_with('/') || path.len() > 107 || path.contains('\0') {
+        let message = format!("host: {:?} is not a UNIX socket", host.get_ref());
+        return Err(Problem::new(at, message, "write an absolute path, as in \"unix:/run/dovecot/lmtp\""));
+    }
+    if port.is_some() {
+        return Err(Problem::new(at, "port does not go with a UNIX socket", "leave port out"));
+    }
+    if matches!(tls, Some(TlsName::Verify)) {
+        return Err(Problem::new(at, "a UNIX socket has no name to verify", "leave tls out"));
+    }
+    Ok(NextHopConfig::Socket(path.into()))
+}
+
 pub(super) fn route(table: RouteTable) -> Result<Route, Problem> {
     let at = table.domain.span().start;
     let next_hop = match (&table.host, &table.mx) {
+        (Some(host), None) if host.get_ref().starts_with("unix:") => socket(host, table.port, table.tls)?,
         (Some(host), None) => {
             let name = host.get_ref();
             if name.parse::<IpAddr>().is_err() {

@@ -11,15 +11,17 @@
 //! System calls per message on a reused connection: write (MAIL, RCPT, DATA), read, write (content and final dot), read.
 
 mod connection;
+mod dead_hosts;
 mod lane;
 #[cfg(test)]
 mod tests;
 
 use crate::bus::{Job, JobDone, LaneId, LaneState, Outcome, ToScheduler};
-use crate::config::Delivery;
+use crate::config::{Delivery, Timeouts};
 use crate::rt;
 use crate::spool::{Envelope, Location, SpoolReader, StoredMessage};
 use crate::tls::ClientTls;
+use connection::Surroundings;
 use hashbrown::HashMap;
 use lane::Inbox;
 use std::cell::{Cell, RefCell};
@@ -47,6 +49,8 @@ pub trait Message {
     fn trace(&self) -> &[u8];
     /// Header and body in wire form, without the final dot.
     fn body(&self) -> &[u8];
+    /// No line of the body begins with a dot.
+    fn no_leading_dots(&self) -> bool;
 }
 
 impl Messages for SpoolReader {
@@ -70,6 +74,10 @@ impl Message for StoredMessage {
     fn body(&self) -> &[u8] {
         StoredMessage::body(self)
     }
+
+    fn no_leading_dots(&self) -> bool {
+        StoredMessage::no_leading_dots(self)
+    }
 }
 
 /// The outbound side of one shard. Cloning shares it.
@@ -84,8 +92,7 @@ impl<M: Messages> Clone for Outbound<M> {
 struct Shared<M: Messages> {
     messages: M,
     to_scheduler: rt::Sender<ToScheduler>,
-    tls: ClientTls,
-    limits: Delivery,
+    surroundings: Rc<Surroundings>,
     /// Lanes that take jobs; bounded by the scheduler, which opens them.
     lanes: RefCell<HashMap<LaneId, Rc<Inbox>>>,
     tasks: rt::TaskGroup,
@@ -121,12 +128,18 @@ fn job_done(job: &Job, outcome: impl Fn(usize) -> Outcome, lane_state: LaneState
 
 impl<M: Messages> Outbound<M> {
     /// The outbound side of the current executor's shard.
-    pub fn new(messages: M, to_scheduler: rt::Sender<ToScheduler>, tls: ClientTls, limits: Delivery) -> Outbound<M> {
+    pub fn new(
+        messages: M,
+        to_scheduler: rt::Sender<ToScheduler>,
+        tls: ClientTls,
+        limits: Delivery,
+        timeouts: Timeouts,
+    ) -> Outbound<M> {
+        let (dead_hosts, chunk_liars) = Default::default();
         Outbound(Rc::new(Shared {
             messages,
             to_scheduler,
-            tls,
-            limits,
+            surroundings: Rc::new(Surroundings { limits, timeouts, tls, dead_hosts, chunk_liars }),
             lanes: RefCell::default(),
             tasks: rt::TaskGroup::default(),
             watching: Cell::new(false),
@@ -183,7 +196,7 @@ impl<M: Messages> Outbound<M> {
             while !shared.lanes.borrow().is_empty() {
                 rt::sleep(IDLE_TICK).await;
                 let now = rt::now();
-                let idle_max = shared.limits.idle_timeout;
+                let idle_max = shared.surroundings.limits.idle_timeout;
                 shared.lanes.borrow().values().for_each(|inbox| inbox.close_if_idle(now, idle_max));
             }
             shared.watching.set(false);

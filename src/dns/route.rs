@@ -11,6 +11,7 @@ use crate::bus::EndpointHost;
 use crate::config::NextHopConfig;
 use crate::smtp::{EnhancedCode, Reply};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 
 /// What is to be resolved.
@@ -29,6 +30,8 @@ pub enum NextHop<'a> {
         /// TCP port.
         port: u16,
     },
+    /// A UNIX socket of this machine: nothing to look up.
+    Socket(&'a Path),
 }
 
 impl<'a> From<&'a NextHopConfig> for NextHop<'a> {
@@ -36,6 +39,7 @@ impl<'a> From<&'a NextHopConfig> for NextHop<'a> {
         match config {
             NextHopConfig::Host { host, port } => NextHop::Host { host, port: *port },
             NextHopConfig::Mx(domain) => NextHop::Mx(domain),
+            NextHopConfig::Socket(path) => NextHop::Socket(path),
         }
     }
 }
@@ -110,6 +114,7 @@ pub async fn resolve_route(
             let resolved = resolve_domain(resolver, domain, identity, options, random).await;
             resolved.map_err(RouteFailure::into_transient)
         }
+        NextHop::Socket(path) => Ok(socket_route(path)),
         NextHop::Host { host, port } => {
             // What the operator names is meant, wherever it lies.
             let options = RouteOptions { port, allow_private_targets: true, ..*options };
@@ -119,6 +124,12 @@ pub async fn resolve_route(
             plan::with_addresses(plan, vec![found], port, &verdict).map_err(RouteFailure::into_transient)
         }
     }
+}
+
+fn socket_route(path: &Path) -> ResolvedRoute {
+    let name: Arc<str> = format!("unix:{}", path.display()).into();
+    let host = EndpointHost { name: name.clone(), addresses: Default::default(), port: 0, socket: Some(path.into()) };
+    ResolvedRoute { site_name: format!("route:{name}").into(), hosts: vec![host] }
 }
 
 async fn resolve_domain(
@@ -413,7 +424,8 @@ pub mod plan {
                     if good.is_empty() {
                         seen.refused.get_or_insert_with(|| host.name.clone());
                     } else {
-                        hosts.push(EndpointHost { name: host.name.as_str().into(), addresses: good, port });
+                        let name = host.name.as_str().into();
+                        hosts.push(EndpointHost { name, addresses: good, port, socket: None });
                     }
                 }
                 Err(error) if error.is_transient() => seen.transient = Some(error),
@@ -826,6 +838,7 @@ mod tests {
             (host("servfail.example", 25), "451 4.4.3"),
             (host("203.0.113.5", 25), "451 4.4.6"),
             (host("203.0.113.5", 26), "route:203.0.113.5:26 203.0.113.5=203.0.113.5:26"),
+            (NextHop::Socket(Path::new("/run/lmtp")), "route:unix:/run/lmtp unix:/run/lmtp=:0"),
             (NextHop::Mx("plain.example"), "mx:plain.example plain.example=192.0.2.3:25"),
             (NextHop::Mx("nothing.example"), "451 4.1.2"),
             (NextHop::Mx("null.example"), "451 4.1.10"),

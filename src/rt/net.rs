@@ -17,6 +17,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
@@ -231,7 +232,20 @@ impl TcpStream {
         });
         register(&deadline);
         let stream = TcpStream { inner, deadline };
-        stream.set_nodelay(true)?;
+        stream.with_socket(|socket| {
+            // UNIX sockets have no Nagle to turn off.
+            if socket.domain()? != Domain::UNIX { socket.set_tcp_nodelay(true) } else { Ok(()) }
+        })?;
+        Ok(stream)
+    }
+
+    /// Connects to a UNIX socket of this machine, which either takes us at once or is busy (an error).
+    pub fn connect_unix(path: &Path, deadline: Instant) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        let stream = TcpStream::adopt(adopt::stream(socket))?;
+        stream.set_deadline(deadline);
         Ok(stream)
     }
 

@@ -3,6 +3,7 @@
 use crate::bus::{Credentials, Protocol, TlsPolicy};
 use crate::config::{Config, NextHopConfig, Route};
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Where recipients of a domain go.
@@ -74,6 +75,8 @@ pub enum LookupTarget {
         /// TCP port.
         port: u16,
     },
+    /// A UNIX socket.
+    Socket(Arc<Path>),
 }
 
 /// What a site's connections need besides hosts.
@@ -105,6 +108,7 @@ pub fn lookup_of(route: &Route) -> LookupTarget {
     match &route.next_hop {
         NextHopConfig::Host { host, port } => LookupTarget::Host { host: host.as_str().into(), port: *port },
         NextHopConfig::Mx(domain) => LookupTarget::Mx(domain.to_ascii_lowercase().into()),
+        NextHopConfig::Socket(path) => LookupTarget::Socket(path.as_path().into()),
     }
 }
 

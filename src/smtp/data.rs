@@ -239,6 +239,25 @@ pub fn stuff(content: &[u8], out: &mut Vec<u8>) -> bool {
     stuffed
 }
 
+/// Lines of a body in wire form that [`unstuff`] makes an octet shorter.
+pub fn stuffed_lines(body: &[u8]) -> usize {
+    usize::from(body.starts_with(b".")) + memmem::find_iter(body, b"\r\n.").count()
+}
+
+/// The beginning of a body: `bytes` octets or a little less, so that it ends with a line; all of it where it is
+/// shorter, and whatever the size where a line is that long.
+pub fn whole_lines(body: &[u8], bytes: usize) -> &[u8] {
+    if body.len() <= bytes {
+        return body;
+    }
+    let end = match memmem::rfind(&body[..bytes], b"\r\n") {
+        Some(end) => end + 2,
+        None => memmem::find(&body[bytes.saturating_sub(1)..], b"\r\n")
+            .map_or(body.len(), |end| bytes.saturating_sub(1) + end + 2),
+    };
+    &body[..end]
+}
+
 /// Appends a body in wire form without its dot-stuffing.
 pub fn unstuff(body: &[u8], out: &mut Vec<u8>) {
     let mut rest = body;
@@ -393,5 +412,24 @@ mod tests {
         let mut wire = Vec::new();
         stuff(b"no line end", &mut wire);
         assert_eq!(wire, b"no line end\r\n");
+    }
+
+    #[test]
+    fn a_body_taken_apart_by_lines_loses_exactly_its_stuffing() {
+        for body in ["", "a", "..", "..\r\n..a\r\n\r\n", "a\r\n..\r\nlong line without an end ..", "\r\n\r\n..\r\n"] {
+            let mut whole = Vec::new();
+            unstuff(body.as_bytes(), &mut whole);
+            assert_eq!(whole.len() + stuffed_lines(body.as_bytes()), body.len(), "{body:?}");
+            for bytes in 1..=body.len() + 1 {
+                let (mut rest, mut pieces) = (body.as_bytes(), Vec::new());
+                while !rest.is_empty() {
+                    let piece = whole_lines(rest, bytes);
+                    assert!(piece.len() == rest.len() || piece.ends_with(b"\r\n"));
+                    unstuff(piece, &mut pieces);
+                    rest = &rest[piece.len()..];
+                }
+                assert_eq!(pieces, whole, "{body:?} by {bytes}");
+            }
+        }
     }
 }

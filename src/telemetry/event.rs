@@ -373,7 +373,10 @@ struct Host<'a>(&'a Remote);
 
 impl std::fmt::Display for Host<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}[{}]", self.0.host, self.0.address)
+        match self.0.address {
+            Some(address) => write!(f, "{}[{address}]", self.0.host),
+            None => f.write_str(&self.0.host),
+        }
     }
 }
 
@@ -539,7 +542,7 @@ mod tests {
         let id = "0000000G0001".parse().unwrap();
         let remote = Some(Arc::new(Remote {
             host: "mx.d".into(),
-            address: "192.0.2.1".parse().unwrap(),
+            address: Some("192.0.2.1".parse().unwrap()),
             tls: Some("TLSv1.3 AES".into()),
         }));
         check(

@@ -1,17 +1,21 @@
 //! TLS of deliveries: what is offered to next hops and what is believed of them.
 
 use super::TlsConnector;
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Connectors for deliveries; cheap to clone, shared by all shards.
 #[derive(Clone)]
 pub struct ClientTls {
     unverified: TlsConnector,
     verified: TlsConnector,
+    /// Judges certificates after the handshake; `None` where there are no roots to believe in.
+    judge: Option<Arc<WebPkiServerVerifier>>,
 }
 
 impl ClientTls {
@@ -45,15 +49,26 @@ impl ClientTls {
         let builder = || ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
         let anybody = Arc::new(AcceptAnybody { provider: provider.clone() });
         let unverified = builder()?.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth();
+        let roots = Arc::new(roots);
+        let judge = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build().ok();
         let verified = builder()?.with_root_certificates(roots).with_no_client_auth();
         let connector = |config| TlsConnector::from(Arc::new(config));
-        Ok(ClientTls { unverified: connector(unverified), verified: connector(verified) })
+        Ok(ClientTls { unverified: connector(unverified), verified: connector(verified), judge })
     }
 
     /// For hosts whose certificate does not matter: encryption alone keeps out who only listens (RFC 7435), and MX
     /// hosts mostly have certificates that nobody could verify.
     pub fn unverified(&self) -> &TlsConnector {
         &self.unverified
+    }
+
+    /// Whether a chain that a host has shown in a handshake (its own certificate first) is good for its name at a time,
+    /// in milliseconds since 1970. So one connection can serve mail that requires this and mail that does not.
+    pub fn proves(&self, chain: &[CertificateDer<'_>], name: &str, unix_ms: u64) -> bool {
+        let (Some(judge), Some((own, intermediates))) = (&self.judge, chain.split_first()) else { return false };
+        let now = UnixTime::since_unix_epoch(Duration::from_millis(unix_ms));
+        ServerName::try_from(name.to_owned())
+            .is_ok_and(|name| judge.verify_server_cert(own, intermediates, &name, &[], now).is_ok())
     }
 
     /// For hosts that must prove their name.

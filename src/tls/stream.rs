@@ -5,7 +5,7 @@ use crate::sasl::ChannelBindings;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 pub use futures_rustls::{TlsAcceptor, TlsConnector};
 use futures_rustls::{client, server};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -149,6 +149,16 @@ impl Stream {
             }
         }
         bindings
+    }
+
+    /// The certificates that the far side has shown, its own first; none in plain text.
+    pub fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
+        let shown = match &self.0 {
+            Kind::Plain(_) | Kind::Closed => None,
+            Kind::Server(stream) => stream.get_ref().1.peer_certificates(),
+            Kind::Client(stream) => stream.get_ref().1.peer_certificates(),
+        };
+        shown.unwrap_or_default().to_vec()
     }
 
     /// Version and cipher suite, e.g. `TLSv1.3 TLS13_AES_256_GCM_SHA384`; `None` in plain text.

@@ -1,14 +1,21 @@
 //! One connection with a session on it: which address to try, and octets between stream and core.
 
+use super::dead_hosts::DeadHosts;
 use crate::bus::{Deferral, DeferralScope, Endpoint, EndpointHost, LaneState, Outcome, Remote, TlsPolicy};
-use crate::config::Delivery;
+use crate::config::{Delivery, Timeouts};
 use crate::rt::{self, Stream, TcpStream};
-use crate::smtp::Reply;
-use crate::smtp::client::{Capabilities, Client, End, Event, Lost, Request, Settings, Stage, Trouble, end_of_data};
+use crate::smtp::client::{
+    Capabilities, Client, End, Event, Lost, Request, Settings, Stage, Transfer, Trouble, end_of_data,
+};
+use crate::smtp::{Reply, data};
 use crate::tls::ClientTls;
+use hashbrown::HashSet;
 use smallvec::SmallVec;
+use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,22 +38,75 @@ pub(super) struct NoSession {
     pub(super) remote: Option<Arc<Remote>>,
 }
 
-/// Time limits of the stages.
-#[derive(Clone, Copy)]
-struct TimeLimits {
-    reply: Duration,
-    data_end: Duration,
+/// What all connections of a shard share.
+pub(super) struct Surroundings {
+    pub(super) limits: Delivery,
+    pub(super) timeouts: Timeouts,
+    pub(super) tls: ClientTls,
+    pub(super) dead_hosts: RefCell<DeadHosts>,
+    /// Hosts that offer CHUNKING and do not know BDAT; at most [`LIARS_MAX`].
+    pub(super) chunk_liars: RefCell<HashSet<SocketAddr>>,
 }
 
-impl TimeLimits {
-    fn of(self, stage: Stage) -> Duration {
+/// Past it they are found out again.
+const LIARS_MAX: usize = 1024;
+
+impl Surroundings {
+    fn time_limit(&self, stage: Stage) -> Duration {
+        let timeouts = &self.timeouts;
         match stage {
-            Stage::EndOfData => self.data_end,
-            Stage::Data => self.reply.min(stage.time_limit()),
-            Stage::Body | Stage::Quit | Stage::Idle => stage.time_limit(),
-            Stage::Greeting | Stage::Hello | Stage::StartTls | Stage::Auth => self.reply,
-            Stage::Rset | Stage::Mail | Stage::Rcpt => self.reply,
+            Stage::Greeting => timeouts.greeting,
+            Stage::Hello => timeouts.hello,
+            Stage::StartTls => timeouts.starttls,
+            Stage::Auth => timeouts.auth,
+            Stage::Rset | Stage::Mail => timeouts.mail,
+            Stage::Rcpt => timeouts.rcpt,
+            Stage::Data => timeouts.data,
+            Stage::Body => timeouts.block,
+            Stage::EndOfData => timeouts.data_end,
+            Stage::Quit => timeouts.quit,
+            Stage::Idle => IDLE_TIME_MAX,
         }
+    }
+}
+
+/// How long an idle session is kept is for its lane to say; this bounds only what a lane forgets.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(86_400);
+
+/// One place to connect to.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    Internet(&'a EndpointHost, SocketAddr),
+    Socket(&'a EndpointHost, &'a Path),
+}
+
+impl<'a> Target<'a> {
+    /// All of an endpoint, in its order.
+    fn all(endpoint: &'a Endpoint) -> Vec<Target<'a>> {
+        let of_host = |host: &'a EndpointHost| {
+            let addresses = host.addresses.iter().map(|&address| SocketAddr::new(address, host.port));
+            let socket = host.socket.as_deref().map(|path| Target::Socket(host, path));
+            addresses.map(|address| Target::Internet(host, address)).chain(socket)
+        };
+        endpoint.hosts.iter().flat_map(of_host).collect()
+    }
+
+    fn host(self) -> &'a EndpointHost {
+        match self {
+            Target::Internet(host, _) | Target::Socket(host, _) => host,
+        }
+    }
+
+    fn address(self) -> Option<SocketAddr> {
+        match self {
+            Target::Internet(_, address) => Some(address),
+            Target::Socket(..) => None,
+        }
+    }
+
+    /// Nobody can listen in between: this machine.
+    fn is_local(self) -> bool {
+        self.address().is_none_or(|address| address.ip().is_loopback())
     }
 }
 
@@ -56,7 +116,10 @@ pub(super) struct Connection {
     stream: Option<Stream>,
     client: Client,
     remote: Arc<Remote>,
-    limits: TimeLimits,
+    surroundings: Rc<Surroundings>,
+    /// The certificate is good for the host's name; `None` where nobody has asked yet.
+    verified: Option<bool>,
+    target: Option<SocketAddr>,
     /// Progress of the core for which the stream's deadline was set.
     timed_progress: u64,
     /// Transactions that may still be done.
@@ -75,19 +138,20 @@ struct Failure {
 }
 
 impl Connection {
-    /// Tries the hosts of an endpoint in order. Bounced only where every address that was tried answered 5xx.
-    pub(super) async fn open(endpoint: &Endpoint, limits: &Delivery, tls: &ClientTls) -> Result<Connection, NoSession> {
-        let addresses =
-            endpoint.hosts.iter().flat_map(|host| host.addresses.iter().map(move |address| (host, *address)));
+    /// Tries the hosts of an endpoint in order, those that were dead a moment ago last. Bounced only where every address
+    /// that was tried answered 5xx.
+    pub(super) async fn open(endpoint: &Endpoint, surroundings: &Rc<Surroundings>) -> Result<Connection, NoSession> {
+        let mut targets = Target::all(endpoint);
+        surroundings.dead_hosts.borrow().sort(&mut targets, rt::now(), |target| target.address());
         let mut worst: Option<Failure> = None;
         let mut broken = 0;
-        for (host, address) in addresses.take(ADDRESSES_MAX) {
-            let mut failure = match Connection::try_address(endpoint, host, address, endpoint.tls, limits, tls).await {
+        for target in targets.into_iter().take(ADDRESSES_MAX) {
+            let mut failure = match Connection::try_target(endpoint, target, endpoint.tls, surroundings).await {
                 Ok(connection) => return Ok(connection),
                 Err(failure) => failure,
             };
             if failure.retry_in_plain_text {
-                match Connection::try_address(endpoint, host, address, TlsPolicy::None, limits, tls).await {
+                match Connection::try_target(endpoint, target, TlsPolicy::None, surroundings).await {
                     Ok(connection) => return Ok(connection),
                     Err(second) => failure = second,
                 }
@@ -113,41 +177,43 @@ impl Connection {
         Err(NoSession { outcome, remote })
     }
 
-    async fn try_address(
+    async fn try_target(
         endpoint: &Endpoint,
-        host: &EndpointHost,
-        address: IpAddr,
+        target: Target<'_>,
         policy: TlsPolicy,
-        limits: &Delivery,
-        tls: &ClientTls,
+        surroundings: &Rc<Surroundings>,
     ) -> Result<Connection, Failure> {
-        let target = SocketAddr::new(address, host.port);
-        let source = endpoint.source.filter(|source| source.is_ipv4() == address.is_ipv4());
-        let stream = TcpStream::connect(target, source, rt::now() + limits.connect_timeout).await.map_err(|error| {
-            let reply = Trouble::ConnectFailed(format!("{target}: {error}")).to_reply();
+        let stream = connect(endpoint, target, surroundings).await.map_err(|reason| {
+            let reply = Trouble::ConnectFailed(reason).to_reply();
             Failure { reply, remote: None, retry_in_plain_text: false }
         })?;
+        let lies = target.address().is_some_and(|address| surroundings.chunk_liars.borrow().contains(&address));
         let settings = Settings {
             protocol: endpoint.protocol,
             helo: endpoint.helo.clone(),
             tls: policy,
             credentials: endpoint.credentials.clone(),
-            plain_text_login: endpoint.tls == TlsPolicy::None || address.is_loopback(),
+            plain_text_login: endpoint.tls == TlsPolicy::None || target.is_local(),
+            chunking: surroundings.limits.chunking && !lies,
         };
+        let host = target.host();
+        let address = target.address().map(|address| address.ip());
         let mut connection = Connection {
             stream: Some(Stream::from(stream)),
             client: Client::new(settings),
             remote: Arc::new(Remote { host: host.name.clone(), address, tls: None }),
-            limits: TimeLimits { reply: limits.reply_timeout, data_end: limits.data_end_timeout },
+            surroundings: surroundings.clone(),
+            verified: None,
+            target: target.address(),
             timed_progress: 0,
-            transactions_left: limits.messages_per_connection.max(1),
+            transactions_left: surroundings.limits.messages_per_connection.max(1),
             scratch: Vec::new(),
             received: vec![0; READ_BYTES].into_boxed_slice(),
         };
         loop {
             match connection.next_event().await {
                 Event::Ready => return Ok(connection),
-                Event::StartTls => connection.start_tls(policy, host.name.trim_end_matches('.'), tls).await,
+                Event::StartTls => connection.start_tls(policy).await,
                 Event::Ended(End::Failed(reply)) => {
                     return Err(Failure { reply, remote: Some(connection.remote), retry_in_plain_text: false });
                 }
@@ -155,7 +221,7 @@ impl Connection {
                     let retry_in_plain_text = policy == TlsPolicy::Opportunistic;
                     return Err(Failure { reply, remote: Some(connection.remote), retry_in_plain_text });
                 }
-                Event::Ended(End::Closed) | Event::Done(_) | Event::SendBody => {
+                Event::Ended(End::Closed) | Event::Done(_) | Event::SendBody(_) => {
                     unreachable!("the core is neither ready nor has it a transaction")
                 }
             }
@@ -177,17 +243,25 @@ impl Connection {
         self.stream.is_some()
     }
 
+    /// Under TLS, with a certificate that is good for the host's name, whether or not somebody required it.
+    pub(super) fn is_verified(&mut self) -> bool {
+        let (stream, tls) = (&self.stream, &self.surroundings.tls);
+        let name = self.remote.host.trim_end_matches('.');
+        *self.verified.get_or_insert_with(|| {
+            stream.as_ref().is_some_and(|stream| tls.proves(&stream.peer_certificates(), name, rt::unix_ms()))
+        })
+    }
+
     /// Performs one transaction: an outcome for each recipient of the request, and what is left of the lane.
     pub(super) async fn transact(
         &mut self,
         request: &Request<'_>,
-        trace: &[u8],
-        body: &[u8],
+        content: Content<'_>,
     ) -> (SmallVec<[Outcome; 2]>, LaneState) {
         self.client.start(request);
         let outcomes = loop {
             match self.next_event().await {
-                Event::SendBody => self.send_content(trace, body).await,
+                Event::SendBody(transfer) => self.send_content(content, transfer).await,
                 Event::Done(outcomes) => break outcomes,
                 Event::Ready | Event::StartTls | Event::Ended(_) => {
                     unreachable!("the core ends a transaction with Done before anything else")
@@ -197,7 +271,14 @@ impl Connection {
         self.transactions_left -= 1;
         if let Some(stream) = &self.stream {
             // The limit of the last reply must not pass while the lane is idle: it would shut the socket down.
-            stream.set_deadline(rt::now() + self.limits.of(Stage::Idle));
+            stream.set_deadline(rt::now() + self.surroundings.time_limit(Stage::Idle));
+        }
+        if let Some(address) = self.target.filter(|_| self.client.chunks_failed()) {
+            let mut liars = self.surroundings.chunk_liars.borrow_mut();
+            if liars.len() >= LIARS_MAX {
+                liars.clear();
+            }
+            liars.insert(address);
         }
         let lane_state = match self.client.is_ready() {
             true if self.transactions_left == 0 => LaneState::Closed,
@@ -235,7 +316,7 @@ impl Connection {
             let speaks = !self.client.output().is_empty();
             if speaks || self.timed_progress != self.client.progress() {
                 self.timed_progress = self.client.progress();
-                stream.set_deadline(rt::now() + self.limits.of(self.client.stage()));
+                stream.set_deadline(rt::now() + self.surroundings.time_limit(self.client.stage()));
             }
             if speaks {
                 // A server that closed may have said why: that is read next, and an end of its data is noticed there.
@@ -264,7 +345,7 @@ impl Connection {
     /// Says what is left to say, and closes.
     async fn close(&mut self) {
         let Some(mut stream) = self.stream.take() else { return };
-        stream.set_deadline(rt::now() + self.limits.of(Stage::Quit));
+        stream.set_deadline(rt::now() + self.surroundings.time_limit(Stage::Quit));
         // The session is over: whether the far side hears of it changes nothing.
         if !self.client.output().is_empty() {
             drop(stream.write_all(self.client.output()).await);
@@ -272,10 +353,11 @@ impl Connection {
         drop(stream.close().await);
     }
 
-    async fn start_tls(&mut self, policy: TlsPolicy, name: &str, tls: &ClientTls) {
+    async fn start_tls(&mut self, policy: TlsPolicy) {
         let Some(stream) = self.stream.take() else { return };
+        let (name, tls) = (self.remote.host.trim_end_matches('.'), &self.surroundings.tls);
         let connector = if policy == TlsPolicy::Verify { tls.verified() } else { tls.unverified() };
-        stream.set_deadline(rt::now() + self.limits.of(Stage::StartTls));
+        stream.set_deadline(rt::now() + self.surroundings.time_limit(Stage::StartTls));
         match stream.start_tls_client(connector, name).await {
             Ok(stream) => {
                 self.remote = Arc::new(Remote { tls: stream.tls_info(), ..(*self.remote).clone() });
@@ -286,9 +368,9 @@ impl Connection {
         }
     }
 
-    /// Writes the content and the final dot, and tells the core.
-    async fn send_content(&mut self, trace: &[u8], body: &[u8]) {
-        match self.write_content(trace, body).await {
+    /// Writes what the core has to say, the content and its end, and tells the core.
+    async fn send_content(&mut self, content: Content<'_>, transfer: Transfer) {
+        match self.write_content(content, transfer).await {
             Ok(()) => self.client.handle_body_sent(),
             Err(_) if self.stream.as_ref().is_none_or(Stream::timed_out) => self.client.handle_lost(Lost::TimedOut),
             // A refusal may have come while the content was on its way; else the end of the far side's data is read.
@@ -296,34 +378,106 @@ impl Connection {
         }
     }
 
-    async fn write_content(&mut self, trace: &[u8], body: &[u8]) -> io::Result<()> {
+    async fn write_content(&mut self, content: Content<'_>, transfer: Transfer) -> io::Result<()> {
         let Some(stream) = &mut self.stream else { return Err(io::ErrorKind::NotConnected.into()) };
-        let end = end_of_data(if body.is_empty() { trace } else { body });
-        let limit = self.limits.of(Stage::Body);
+        let limit = self.surroundings.time_limit(Stage::Body);
         let scratch = &mut self.scratch;
         scratch.clear();
-        scratch.extend_from_slice(trace);
-        let room = COALESCED_BYTES_MAX.saturating_sub(scratch.len() + end.len());
-        if body.len() <= room {
-            scratch.extend_from_slice(body);
-            scratch.extend_from_slice(end);
-            stream.set_deadline(rt::now() + limit);
-            return stream.write_all(scratch).await;
+        scratch.append(self.client.output());
+        scratch.extend_from_slice(content.trace);
+        match transfer {
+            Transfer::Chunk if !content.no_leading_dots => write_unstuffed(stream, scratch, content.body, limit).await,
+            Transfer::Chunk => write_as_it_lies(stream, scratch, content.body, b"", limit).await,
+            Transfer::Data => {
+                let end = end_of_data(if content.body.is_empty() { content.trace } else { content.body });
+                write_as_it_lies(stream, scratch, content.body, end, limit).await
+            }
         }
-        let (head, rest) = body.split_at(room);
-        scratch.extend_from_slice(head);
-        stream.set_deadline(rt::now() + limit);
-        stream.write_all(scratch).await?;
-        let (blocks, tail) = rest.split_at(rest.len().saturating_sub(COALESCED_BYTES_MAX));
-        for block in blocks.chunks(BLOCK_BYTES) {
-            stream.set_deadline(rt::now() + limit);
-            stream.write_all(block).await?;
-            rt::yield_now().await;
+    }
+}
+
+/// What is sent of a message.
+#[derive(Clone, Copy)]
+pub(super) struct Content<'a> {
+    /// Trace fields.
+    pub(super) trace: &'a [u8],
+    /// Header and body, dot-stuffed.
+    pub(super) body: &'a [u8],
+    /// Nothing is stuffed.
+    pub(super) no_leading_dots: bool,
+}
+
+impl Content<'_> {
+    /// Octets without the stuffing.
+    pub(super) fn size(&self) -> u64 {
+        let stuffed = if self.no_leading_dots { 0 } else { data::stuffed_lines(self.body) };
+        (self.trace.len() + self.body.len() - stuffed) as u64
+    }
+}
+
+async fn connect(endpoint: &Endpoint, target: Target<'_>, surroundings: &Surroundings) -> Result<TcpStream, String> {
+    let deadline = rt::now() + surroundings.limits.connect_timeout;
+    match target {
+        Target::Internet(_, address) => {
+            let source = endpoint.source.filter(|source| source.is_ipv4() == address.is_ipv4());
+            let connected = TcpStream::connect(address, source, deadline).await;
+            let mut dead_hosts = surroundings.dead_hosts.borrow_mut();
+            match &connected {
+                Ok(_) => dead_hosts.lives(address),
+                Err(_) => dead_hosts.died(address, rt::now()),
+            }
+            connected.map_err(|error| format!("{address}: {error}"))
         }
-        scratch.clear();
-        scratch.extend_from_slice(tail);
+        Target::Socket(_, path) => {
+            TcpStream::connect_unix(path, deadline).map_err(|error| format!("{}: {error}", path.display()))
+        }
+    }
+}
+
+/// Writes `scratch`, the body and its end: small ones in one write, of large ones only the ends are copied.
+async fn write_as_it_lies(
+    stream: &mut Stream,
+    scratch: &mut Vec<u8>,
+    body: &[u8],
+    end: &[u8],
+    limit: Duration,
+) -> io::Result<()> {
+    let room = COALESCED_BYTES_MAX.saturating_sub(scratch.len() + end.len());
+    if body.len() <= room {
+        scratch.extend_from_slice(body);
         scratch.extend_from_slice(end);
         stream.set_deadline(rt::now() + limit);
-        stream.write_all(scratch).await
+        return stream.write_all(scratch).await;
     }
+    let (head, rest) = body.split_at(room);
+    scratch.extend_from_slice(head);
+    stream.set_deadline(rt::now() + limit);
+    stream.write_all(scratch).await?;
+    let (blocks, tail) = rest.split_at(rest.len().saturating_sub(COALESCED_BYTES_MAX));
+    for block in blocks.chunks(BLOCK_BYTES) {
+        stream.set_deadline(rt::now() + limit);
+        stream.write_all(block).await?;
+        rt::yield_now().await;
+    }
+    scratch.clear();
+    scratch.extend_from_slice(tail);
+    scratch.extend_from_slice(end);
+    stream.set_deadline(rt::now() + limit);
+    stream.write_all(scratch).await
+}
+
+/// Writes `scratch` and the body without its dot-stuffing, copied block by block.
+async fn write_unstuffed(stream: &mut Stream, scratch: &mut Vec<u8>, body: &[u8], limit: Duration) -> io::Result<()> {
+    let mut rest = body;
+    while !rest.is_empty() {
+        let block = data::whole_lines(rest, BLOCK_BYTES);
+        data::unstuff(block, scratch);
+        rest = &rest[block.len()..];
+        stream.set_deadline(rt::now() + limit);
+        stream.write_all(scratch).await?;
+        scratch.clear();
+        rt::yield_now().await;
+    }
+    stream.set_deadline(rt::now() + limit);
+    stream.write_all(scratch).await
 }

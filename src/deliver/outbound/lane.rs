@@ -1,6 +1,6 @@
 //! The life of one lane: wait for a job, do it, report it, until something ends it.
 
-use super::connection::{Connection, NoSession};
+use super::connection::{Connection, Content, NoSession};
 use super::{Message, Messages, Shared, job_done};
 use crate::bus::{
     Deferral, DeferralScope, Endpoint, Job, JobDone, LaneId, LaneState, Outcome, Protocol, SuccessReport, ToScheduler,
@@ -180,7 +180,7 @@ async fn perform<M: Messages>(
     };
     let open = match connection {
         Some(open) => open,
-        None => match Connection::open(endpoint, &shared.limits, &shared.tls).await {
+        None => match Connection::open(endpoint, &shared.surroundings).await {
             Ok(open) => connection.insert(open),
             Err(NoSession { outcome, remote }) => {
                 let done = job_done(job, |_| outcome.clone(), LaneState::Failed);
@@ -188,13 +188,16 @@ async fn perform<M: Messages>(
             }
         },
     };
+    let envelope = message.envelope();
+    let content = Content { trace: message.trace(), body: message.body(), no_leading_dots: message.no_leading_dots() };
     let request = Request {
-        envelope: message.envelope(),
+        envelope,
         recipients: &job.recipients,
-        size: (message.trace().len() + message.body().len()) as u64,
-        header_is_eight_bit: message.envelope().smtputf8 && header_is_eight_bit(message.trace(), message.body()),
+        size: content.size(),
+        header_is_eight_bit: envelope.smtputf8 && header_is_eight_bit(content.trace, content.body),
+        host_is_verified: envelope.requiretls && open.is_verified(),
     };
-    let (outcomes, lane_state) = open.transact(&request, message.trace(), message.body()).await;
+    let (outcomes, lane_state) = open.transact(&request, content).await;
     let remote = Some(open.remote());
     // A host with DSN has taken over the duty to tell (RFC 3461 section 5.2.2).
     let told_here = !open.server().dsn && request.envelope.wants_success(&job.recipients);

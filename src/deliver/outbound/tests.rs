@@ -3,7 +3,7 @@
 use super::*;
 use crate::bus::{Endpoint, EndpointHost, Protocol, TlsPolicy};
 use crate::rt::{Receiver, Stream, TaskGroup, TcpListener, run_to_end};
-use crate::smtp::{Address, ReversePath};
+use crate::smtp::{Address, ReversePath, data};
 use crate::spool::{BodyType, Notify, Origin, QueueId, Recipient};
 use crate::tls::TlsAcceptor;
 use crate::tls::testing::{acceptor, client_tls};
@@ -39,6 +39,10 @@ impl Message for Memory {
 
     fn body(&self) -> &[u8] {
         &self.0.body
+    }
+
+    fn no_leading_dots(&self) -> bool {
+        data::stuffed_lines(&self.0.body) == 0
     }
 }
 
@@ -86,7 +90,11 @@ struct Running {
 
 impl Peer {
     fn start(self) -> Running {
-        let listener = Rc::new(TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap());
+        self.start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    fn start_at(self, address: SocketAddr) -> Running {
+        let listener = Rc::new(TcpListener::bind(address).unwrap());
         let running =
             Running { address: listener.local_addr(), listener, heard: Heard::default(), tasks: TaskGroup::default() };
         let (listener, heard, tasks) = (running.listener.clone(), running.heard.clone(), running.tasks.clone());
@@ -116,6 +124,21 @@ impl Peer {
                         return stream.write_all(b"this is no TLS").await;
                     }
                     stream = stream.start_tls_server(self.tls.as_ref().unwrap()).await?;
+                }
+                b"MAIL" if self.hello.contains("CHUNKING") => {
+                    read_until(&mut stream, &mut input, b"\r\n").await?;
+                    stream.write_all(b"250 ok\r\n250 ok\r\n").await?;
+                }
+                b"BDAT" => {
+                    let text = String::from_utf8(line[5..].to_vec()).unwrap();
+                    let octets: usize = text.strip_suffix(" LAST\r\n").unwrap().parse().unwrap();
+                    while input.len() < octets {
+                        let mut buffer = vec![0; 64 << 10];
+                        let count = stream.read(&mut buffer).await?;
+                        input.extend_from_slice(&buffer[..count]);
+                    }
+                    heard.messages.borrow_mut().push(input.drain(..octets).collect());
+                    stream.write_all(self.end_of_data.as_bytes()).await?;
                 }
                 b"MAIL" => {
                     read_until(&mut stream, &mut input, b"DATA\r\n").await?;
@@ -170,7 +193,24 @@ fn limits() -> Delivery {
         reply_timeout: Duration::from_secs(30),
         data_end_timeout: Duration::from_secs(30),
         idle_timeout: Duration::from_secs(60),
+        chunking: true,
         source_addresses: Vec::new(),
+    }
+}
+
+fn timeouts() -> Timeouts {
+    let time = Duration::from_secs(30);
+    Timeouts {
+        greeting: time,
+        hello: time,
+        starttls: time,
+        auth: time,
+        mail: time,
+        rcpt: time,
+        data: time,
+        block: time,
+        data_end: time,
+        quit: time,
     }
 }
 
@@ -186,9 +226,13 @@ impl Desk {
     }
 
     fn with_tls(limits: Delivery, body: &[u8], tls: ClientTls) -> Desk {
+        Desk::with_envelope(limits, body, tls, |_| ())
+    }
+
+    fn with_envelope(limits: Delivery, body: &[u8], tls: ClientTls, change: impl FnOnce(&mut Envelope)) -> Desk {
         let address = |text: &str| Address::parse(text.as_bytes(), false).unwrap();
         let recipient = Recipient { forward_path: address("r@b.example"), orcpt: None, notify: Notify::default() };
-        let envelope = Envelope {
+        let mut envelope = Envelope {
             reverse_path: ReversePath::Mailbox(address("s@a.example")),
             recipients: vec![recipient],
             body_type: BodyType::SevenBit,
@@ -199,9 +243,10 @@ impl Desk {
             priority: 0,
             origin: Origin::Internal,
         };
+        change(&mut envelope);
         let (to_scheduler, from_shard) = rt::channel(64);
         let memory = Memory(Rc::new(Stored { envelope, body: body.to_vec() }));
-        Desk { outbound: Outbound::new(memory, to_scheduler, tls, limits), from_shard }
+        Desk { outbound: Outbound::new(memory, to_scheduler, tls, limits, timeouts()), from_shard }
     }
 
     fn send(&self, lane: u64, queue_id: u64, open: Option<Endpoint>) {
@@ -238,7 +283,12 @@ impl Desk {
 }
 
 fn host(address: SocketAddr) -> EndpointHost {
-    EndpointHost { name: "mx.b.example".into(), addresses: smallvec::smallvec![address.ip()], port: address.port() }
+    EndpointHost {
+        name: "mx.b.example".into(),
+        addresses: smallvec::smallvec![address.ip()],
+        port: address.port(),
+        socket: None,
+    }
 }
 
 fn endpoint(addresses: &[SocketAddr]) -> Endpoint {
@@ -405,6 +455,70 @@ fn a_large_body_arrives_octet_by_octet() {
 }
 
 const COALESCED: usize = 16 * 1024;
+
+#[test]
+fn chunks_carry_the_content_without_its_stuffing() {
+    test(|| async {
+        for (line, plain_line) in [("..dots\r\n", ".dots\r\n"), ("no dots\r\n", "no dots\r\n"), ("..", ".")] {
+            for repeats in [0, 1, 3, 300_000] {
+                // Behind the last one there is no line to be stuffed.
+                let repeats = if line == ".." { repeats.min(1) } else { repeats };
+                let (body, plain) = (line.repeat(repeats), plain_line.repeat(repeats));
+                let hello = "250-x\r\n250-PIPELINING\r\n250 CHUNKING\r\n";
+                let peer = Peer { hello, ..Peer::default() }.start();
+                let mut desk = Desk::new(limits(), body.as_bytes());
+                desk.send(1, 1, Some(endpoint(&[peer.address])));
+                assert_eq!(desk.hear().await, "1 delivered 250 2.0.0 stored Open");
+                desk.send(1, 2, None);
+                assert_eq!(desk.hear().await, "2 delivered 250 2.0.0 stored Open");
+                desk.outbound.stop().await;
+                let expected = [TRACE, plain.as_bytes()].concat();
+                assert!(*peer.heard.messages.borrow() == vec![expected; 2], "{repeats} times {line:?}");
+                peer.listener.stop();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_host_that_was_dead_a_moment_ago_is_tried_last() {
+    test(|| async {
+        let (dead, good) = (closed_address(), Peer::default().start());
+        let mut desk = Desk::new(limits(), BODY);
+        desk.send(1, 1, Some(endpoint(&[dead, good.address])));
+        assert_eq!(desk.hear().await, "1 delivered 250 2.0.0 stored Open");
+        // It is back, but nobody has noticed yet.
+        let back = Peer::default().start_at(dead);
+        desk.send(2, 2, Some(endpoint(&[dead, good.address])));
+        assert_eq!(desk.hear().await, "2 delivered 250 2.0.0 stored Open");
+        assert_eq!((good.heard.connections.get(), back.heard.connections.get()), (2, 0));
+        // Where there is nothing else it is tried.
+        desk.send(3, 3, Some(endpoint(&[dead])));
+        assert_eq!(desk.hear().await, "3 delivered 250 2.0.0 stored Open");
+        desk.send(4, 4, Some(endpoint(&[dead, good.address])));
+        assert_eq!(desk.hear().await, "4 delivered 250 2.0.0 stored Open");
+        assert_eq!((good.heard.connections.get(), back.heard.connections.get()), (2, 2));
+        desk.outbound.stop().await;
+        [good, back].iter().for_each(|peer| peer.listener.stop());
+    });
+}
+
+#[test]
+fn mail_that_requires_tls_asks_for_proof_where_the_route_does_not() {
+    test(|| async {
+        let hello = "250-x\r\n250-PIPELINING\r\n250-REQUIRETLS\r\n250 STARTTLS\r\n";
+        let peer = Peer { hello, tls: Some(acceptor()), ..Peer::default() }.start();
+        let refused = "1 bounced 550 5.7.30 REQUIRETLS is needed and cannot be had from this host Open (TLS)";
+        for (believing, expected) in [(true, "1 delivered 250 2.0.0 stored Open (TLS)"), (false, refused)] {
+            let mut desk =
+                Desk::with_envelope(limits(), BODY, client_tls(believing), |envelope| envelope.requiretls = true);
+            desk.send(1, 1, Some(Endpoint { tls: TlsPolicy::Opportunistic, ..endpoint(&[peer.address]) }));
+            assert_eq!(desk.hear().await, expected);
+            desk.outbound.stop().await;
+        }
+        peer.listener.stop();
+    });
+}
 
 #[test]
 fn a_refused_message_leaves_the_lane_open() {

@@ -46,6 +46,7 @@ pub(super) fn route_to(names: &[&str]) -> ResolvedRoute {
         name: Arc::from(*name),
         addresses: SmallVec::from_slice(&[IpAddr::V4(Ipv4Addr::LOCALHOST)]),
         port: 25,
+        socket: None,
     };
     ResolvedRoute { site_name: format!("mx:{}", names[0]).into(), hosts: names.iter().map(host).collect() }
 }

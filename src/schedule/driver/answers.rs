@@ -114,6 +114,7 @@ impl Asker {
             LookupTarget::Domain(domain) => NextHop::Domain(domain),
             LookupTarget::Mx(domain) => NextHop::Mx(domain),
             LookupTarget::Host { host, port } => NextHop::Host { host, port: *port },
+            LookupTarget::Socket(path) => NextHop::Socket(path),
         };
         let mut random = || self.random.borrow_mut().bits();
         resolve_route(&self.resolver, next_hop, &self.identity, &self.options, &mut random).await

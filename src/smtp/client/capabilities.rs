@@ -25,8 +25,10 @@ pub struct Capabilities {
     pub requiretls: bool,
     /// RFC 6710.
     pub mt_priority: bool,
-    /// RFC 3030; noted, DATA is used all the same.
+    /// BDAT of RFC 3030.
     pub chunking: bool,
+    /// BODY=BINARYMIME of RFC 3030.
+    pub binary_mime: bool,
 }
 
 impl Capabilities {
@@ -45,6 +47,7 @@ impl Capabilities {
             b"REQUIRETLS" => self.requiretls = true,
             b"MT-PRIORITY" => self.mt_priority = true,
             b"CHUNKING" => self.chunking = true,
+            b"BINARYMIME" => self.binary_mime = true,
             // `AUTH=LOGIN` with an equals sign is what servers said before RFC 2554.
             b"AUTH" => words.for_each(|mechanism| {
                 self.auth_plain |= mechanism.eq_ignore_ascii_case(b"PLAIN");

@@ -2,7 +2,6 @@
 
 use super::ReplyError;
 use crate::smtp::{EnhancedCode, Reply};
-use std::time::Duration;
 
 /// What a session waits for; each stage has its own time limit and its own words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,21 +33,6 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The least time limits of RFC 5321 section 4.5.3.2. QUIT and idle are not in it: nothing hangs on QUIT, and how
-    /// long an idle session is kept is for its owner to say; a day only bounds what the owner forgets.
-    pub fn time_limit(self) -> Duration {
-        const MINUTE: u64 = 60;
-        Duration::from_secs(match self {
-            Stage::Greeting | Stage::Hello | Stage::Mail | Stage::Rcpt => 5 * MINUTE,
-            Stage::StartTls | Stage::Auth | Stage::Rset => 5 * MINUTE,
-            Stage::Data => 2 * MINUTE,
-            Stage::Body => 3 * MINUTE,
-            Stage::EndOfData => 10 * MINUTE,
-            Stage::Quit => 5,
-            Stage::Idle => 24 * 60 * MINUTE,
-        })
-    }
-
     fn words(self) -> &'static str {
         match self {
             Stage::Greeting => "waiting for the greeting",

@@ -1,4 +1,4 @@
-//! The client's side of one SMTP or LMTP session (RFC 5321, 2033, 2920, 3207, 4954), without I/O.
+//! The client's side of one SMTP or LMTP session (RFC 5321, 2033, 2920, 3030, 3207, 4954), without I/O.
 //!
 //! Octets of the server and events of the connection go in, octets to send and [`Event`]s come out. Must not know
 //! sockets, clocks (deadlines are data: [`Client::stage`]) or where the message's content lies: the driver writes it
@@ -46,6 +46,8 @@ pub struct Settings {
     /// The login may go out in plain text (the operator turned TLS off, or the host is this machine). Otherwise an
     /// attacker on the way could take STARTTLS out of the reply and read the password.
     pub plain_text_login: bool,
+    /// Use BDAT where it is offered, and not only where binary content demands it.
+    pub chunking: bool,
 }
 
 /// One transaction to perform.
@@ -55,12 +57,28 @@ pub struct Request<'a> {
     pub envelope: &'a Envelope,
     /// Which of its recipients; not empty.
     pub recipients: &'a [RecipientIndex],
-    /// Octets of the content as it will be sent, without the terminating line.
+    /// Octets of the content, not dot-stuffed, without the terminating line.
     pub size: u64,
     /// The header holds octets over 127, so that without SMTPUTF8 it cannot be sent. Looked at only where the
     /// envelope asks for SMTPUTF8 and the server does not have it.
     pub header_is_eight_bit: bool,
+    /// The server's certificate is good for its name, although nobody required that (`TlsPolicy::Verify` apart). Looked at
+    /// only where the envelope asks for REQUIRETLS.
+    pub host_is_verified: bool,
 }
+
+/// How content travels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transfer {
+    /// Dot-stuffed, ended by [`end_of_data`].
+    Data,
+    /// As it is, `Request::size` octets and nothing behind them.
+    Chunk,
+}
+
+/// Content up to this many octets goes out together with MAIL and RCPT, before their replies have come: what is sent in
+/// vain when they are refused stays small.
+pub const PIPELINED_CHUNK_BYTES_MAX: u64 = 64 * 1024;
 
 /// What the driver has to know or do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,8 +87,8 @@ pub enum Event {
     Ready,
     /// Do the TLS handshake now, then call [`Client::handle_tls_started`] or [`Client::handle_tls_failed`].
     StartTls,
-    /// Write the content and [`end_of_data`] now, then call [`Client::handle_body_sent`].
-    SendBody,
+    /// Write [`Client::output`], then the content in this form, then call [`Client::handle_body_sent`].
+    SendBody(Transfer),
     /// The transaction has ended; one outcome for each recipient of the request, in its order.
     Done(SmallVec<[Outcome; 2]>),
     /// The session has ended: send what is left in the output, if the connection still allows, and close. Comes
@@ -99,7 +117,8 @@ pub fn end_of_data(tail: &[u8]) -> &'static [u8] {
 ///
 /// Normal path: greeting 220; EHLO (LHLO) 250; where offered and wanted STARTTLS 220, handshake, EHLO again; where
 /// there are credentials AUTH 235; ready; then for each transaction MAIL, RCPT..., DATA (in one write where the server
-/// has PIPELINING), 354, body, reply; ready again; at last QUIT.
+/// has PIPELINING), 354, body, reply; ready again; at last QUIT. Where the server has CHUNKING, BDAT and the body take the
+/// place of DATA, 354 and body; and once it has taken one, they go out in the same write as MAIL and RCPT.
 ///
 /// Ways out:
 /// * 421 at any time: what has no outcome yet is deferred (site), the session is over.
@@ -110,6 +129,8 @@ pub fn end_of_data(tail: &[u8]) -> &'static [u8] {
 /// * RCPT refused: that recipient has that outcome. If none is left DATA is not sent; where it was already
 ///   (pipelined) and is answered with 354, an empty message ends it, which the server can deliver to nobody.
 /// * DATA or end-of-data refused: all recipients that were accepted have that outcome.
+/// * BDAT not known although CHUNKING was offered: the session fails ([`Client::chunks_failed`]); the content may have been
+///   taken for commands, so that nothing more can be said.
 /// * Connection lost, time over, octets that are no reply or a reply that answers nothing: what has no outcome yet is
 ///   deferred (site), also after the final dot, where nobody knows (RFC 5321 section 4.5.3.2.6 wants it sent again).
 /// * Lost or 421 before the first reply of a transaction on a session that has delivered before: the server closed an
@@ -134,6 +155,18 @@ pub struct Client {
     delivered_count: u32,
     /// See [`Client::progress`].
     progress: u64,
+    chunks: Chunks,
+}
+
+/// What this session has shown of BDAT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Chunks {
+    /// Nothing yet.
+    Untried,
+    /// One was taken: content may go out before the replies to MAIL and RCPT.
+    Taken,
+    /// The command is not known.
+    Unknown,
 }
 
 #[derive(Debug)]
@@ -183,6 +216,8 @@ struct Transaction {
     /// Commands of the script whose reply has come; `answered <= written <= script.len()`.
     answered: usize,
     written: usize,
+    /// BDAT goes out with the commands before it.
+    pipelined_chunk: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -246,6 +281,7 @@ impl Client {
             events: VecDeque::new(),
             delivered_count: 0,
             progress: 1,
+            chunks: Chunks::Untried,
         }
     }
 
@@ -264,6 +300,11 @@ impl Client {
         self.delivered_count
     }
 
+    /// The server offered CHUNKING and does not know BDAT: a new session with the same host should do without.
+    pub fn chunks_failed(&self) -> bool {
+        self.chunks == Chunks::Unknown
+    }
+
     /// What is waited for now, which says how long to wait.
     pub fn stage(&self) -> Stage {
         match &self.state {
@@ -277,6 +318,7 @@ impl Client {
                 Step::Mail => Stage::Mail,
                 Step::Rcpt(_) => Stage::Rcpt,
                 Step::Data => Stage::Data,
+                Step::Chunk => Stage::EndOfData,
             },
             State::Body(_) => Stage::Body,
             State::EndOfData { .. } | State::EmptyEndOfData(_) => Stage::EndOfData,
@@ -364,10 +406,13 @@ impl Client {
         let session = script::Session {
             server: &self.capabilities,
             authenticated: self.settings.credentials.is_some(),
-            verified: self.encrypted && self.settings.tls == TlsPolicy::Verify,
+            verified: self.encrypted && (self.settings.tls == TlsPolicy::Verify || request.host_is_verified),
+            chunking: self.settings.chunking,
         };
+        let small = request.size <= PIPELINED_CHUNK_BYTES_MAX;
         let recipients = self.script.write(request, &session, reset);
-        let transaction = Transaction { recipients, answered: 0, written: 0 };
+        let pipelined_chunk = small && self.capabilities.pipelining && self.chunks == Chunks::Taken;
+        let transaction = Transaction { recipients, answered: 0, written: 0, pipelined_chunk };
         if !transaction.recipients.iter().any(|recipient| matches!(recipient, Progress::Waiting)) {
             return self.events.push_back(Event::Done(transaction.into_outcomes()));
         }
@@ -539,10 +584,24 @@ impl Client {
         if !some_left && !transaction.any_accepted() {
             return self.finish(transaction, State::ReadyAfterFailure);
         }
+        let begin = transaction.written;
         let burst = if self.capabilities.pipelining { PIPELINED_COMMANDS_MAX } else { 1 };
-        let end = self.script.len().min(transaction.written + burst);
-        self.output.extend_from_slice(self.script.commands(transaction.written..end));
+        let mut end = self.script.len().min(begin + burst);
+        let chunk = self.script.step(end - 1) == Step::Chunk;
+        // A chunk goes alone when it is known that somebody wants it.
+        let alone = chunk && end - begin == 1;
+        if chunk && !alone && !transaction.pipelined_chunk {
+            end -= 1;
+        }
+        self.output.extend_from_slice(self.script.commands(begin..end));
         transaction.written = end;
+        if alone {
+            self.events.push_back(Event::SendBody(Transfer::Chunk));
+            return State::Body(transaction);
+        }
+        if self.script.step(end - 1) == Step::Chunk {
+            self.events.push_back(Event::SendBody(Transfer::Chunk));
+        }
         State::Envelope(transaction)
     }
 
@@ -564,6 +623,11 @@ impl Client {
                 }
             }
             (Step::Data, 354) => return self.handle_go_ahead(transaction),
+            // Nobody was accepted: the chunk was eaten, whatever is said of it.
+            (Step::Chunk, 200..300 | 400..) if !transaction.any_accepted() => {
+                return self.finish(transaction, State::ReadyAfterFailure);
+            }
+            (Step::Chunk, 200..300 | 400..) => return self.handle_verdict(transaction, 0, code),
             (Step::Data, 400..) => {
                 transaction.settle_open_with(refusal(self.parser.reply()));
                 return self.finish(transaction, State::ReadyAfterFailure);
@@ -580,7 +644,7 @@ impl Client {
 
     fn handle_go_ahead(&mut self, transaction: Transaction) -> State {
         if transaction.any_accepted() {
-            self.events.push_back(Event::SendBody);
+            self.events.push_back(Event::SendBody(Transfer::Data));
             return State::Body(transaction);
         }
         match self.settings.protocol {
@@ -601,7 +665,10 @@ impl Client {
     /// A refusal while the content is on its way: it holds, but the connection cannot be used any more.
     fn refused_within_body(&mut self, mut transaction: Transaction) {
         let reply = self.parser.reply();
-        transaction.settle_open(&refusal(reply.clone()));
+        self.learn_of_chunks(reply.code);
+        if self.chunks != Chunks::Unknown {
+            transaction.settle_open(&refusal(reply.clone()));
+        }
         self.state = State::Body(transaction);
         self.fail(Trouble::Unexpected(Stage::Body, reply));
     }
@@ -609,6 +676,11 @@ impl Client {
     /// The reply after the final dot: one for all recipients, or for LMTP one for each.
     fn handle_verdict(&mut self, mut transaction: Transaction, position: usize, code: u16) -> State {
         let reply = self.parser.reply();
+        self.learn_of_chunks(code);
+        if self.chunks == Chunks::Unknown {
+            self.state = State::EndOfData { transaction, position };
+            return self.give_up(Trouble::Unexpected(Stage::EndOfData, reply));
+        }
         let outcome = if code < 300 { Outcome::Delivered(reply) } else { refusal(reply) };
         if self.settings.protocol == Protocol::Smtp {
             transaction.settle_open_with(outcome);
@@ -627,6 +699,18 @@ impl Client {
             self.finish(transaction, State::Ready)
         } else {
             self.finish(transaction, State::ReadyAfterFailure)
+        }
+    }
+
+    /// What the reply to a BDAT says of BDAT as such: a server that does not know the command must not bounce mail by that.
+    fn learn_of_chunks(&mut self, code: u16) {
+        if self.script.step(self.script.len() - 1) != Step::Chunk {
+            return;
+        }
+        match (self.chunks, code) {
+            (_, 200..300) => self.chunks = Chunks::Taken,
+            (Chunks::Untried, 500 | 502 | 504) => self.chunks = Chunks::Unknown,
+            _ => {}
         }
     }
 

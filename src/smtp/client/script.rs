@@ -1,5 +1,5 @@
-//! The commands of one transaction, written ahead: RSET where needed, MAIL, RCPT for each recipient, DATA; with the
-//! ESMTP parameters that message and server allow (RFC 1870, 3461, 4954, 6152, 6531).
+//! The commands of one transaction, written ahead: RSET where needed, MAIL, RCPT for each recipient, DATA or BDAT; with the
+//! ESMTP parameters that message and server allow (RFC 1870, 3030, 3461, 4954, 6152, 6531, 6710, 8689).
 
 use super::{Capabilities, Progress, Request, refusal};
 use crate::bus::Outcome;
@@ -17,6 +17,8 @@ pub(super) enum Step {
     /// Position of the recipient in the request.
     Rcpt(usize),
     Data,
+    /// BDAT with all of the content.
+    Chunk,
 }
 
 /// What is known of the session that the commands go into.
@@ -27,6 +29,16 @@ pub(super) struct Session<'a> {
     pub(super) authenticated: bool,
     /// Under TLS, and the host has proved its name.
     pub(super) verified: bool,
+    /// BDAT may be used where nothing demands it.
+    pub(super) chunking: bool,
+}
+
+impl Session<'_> {
+    /// Binary content goes only by BDAT. Everything else may: a chunk has a length, so that nothing in it can be taken for
+    /// its end, and once a server has shown that it knows BDAT a message costs one round trip instead of two.
+    fn uses_chunk(&self, request: &Request<'_>) -> bool {
+        self.server.chunking && (self.chunking || request.envelope.body_type == BodyType::BinaryMime)
+    }
 }
 
 /// Commands as text, one behind the other; buffers are kept from one transaction to the next.
@@ -78,7 +90,11 @@ impl Script {
             Progress::Waiting
         });
         let recipients = recipients.collect();
-        self.push(Step::Data, |text| text.extend_from_slice(b"DATA"));
+        if session.uses_chunk(request) {
+            self.push(Step::Chunk, |text| text.extend_from_slice(format!("BDAT {} LAST", request.size).as_bytes()));
+        } else {
+            self.push(Step::Data, |text| text.extend_from_slice(b"DATA"));
+        }
         recipients
     }
 
@@ -98,8 +114,9 @@ fn refusal_of_message(request: &Request<'_>, session: &Session<'_>, smtputf8: bo
         let text = format!("message of {} octets is over the limit of {limit} octets", request.size);
         return Some(permanent(552, (3, 4), text));
     }
-    if envelope.body_type == BodyType::BinaryMime {
-        return Some(permanent(554, (6, 1), "binary content cannot be sent to this host".to_owned()));
+    // RFC 3030 section 3: a conversion would need to take the message apart, and would break its signatures.
+    if envelope.body_type == BodyType::BinaryMime && !(server.chunking && server.binary_mime) {
+        return Some(permanent(554, (6, 3), "the host takes no binary content (BINARYMIME)".to_owned()));
     }
     // RFC 8689 section 4.2.1: with a host that is not known to keep it secret the message must not be left.
     if envelope.requiretls && !(server.requiretls && session.verified) {
@@ -158,8 +175,10 @@ fn push_mail(text: &mut Vec<u8>, request: &Request<'_>, session: &Session<'_>, s
     }
     // Without 8BITMIME content of eight bits goes as it is: a conversion would break signatures, and the servers
     // that still cut the eighth bit are gone.
-    if envelope.body_type == BodyType::EightBitMime && server.eight_bit_mime {
-        text.extend_from_slice(b" BODY=8BITMIME");
+    match envelope.body_type {
+        BodyType::EightBitMime if server.eight_bit_mime => text.extend_from_slice(b" BODY=8BITMIME"),
+        BodyType::BinaryMime => text.extend_from_slice(b" BODY=BINARYMIME"),
+        BodyType::EightBitMime | BodyType::SevenBit => {}
     }
     if smtputf8 {
         text.extend_from_slice(b" SMTPUTF8");

@@ -29,6 +29,7 @@ struct Scene {
     envelopes: Vec<Envelope>,
     size: u64,
     header_is_eight_bit: bool,
+    host_is_verified: bool,
 }
 
 fn scene(recipients: &[&str]) -> Scene {
@@ -39,10 +40,12 @@ fn scene(recipients: &[&str]) -> Scene {
             tls: TlsPolicy::None,
             credentials: None,
             plain_text_login: true,
+            chunking: true,
         },
         envelopes: vec![envelope(recipients)],
         size: 100,
         header_is_eight_bit: false,
+        host_is_verified: false,
     }
 }
 
@@ -92,7 +95,7 @@ impl Scene {
             match event {
                 Event::Ready => self.next(client, envelopes),
                 Event::StartTls => client.handle_tls_started(),
-                Event::SendBody => {
+                Event::SendBody(_) => {
                     client.output().extend_from_slice(b"(body)\r\n");
                     client.handle_body_sent();
                 }
@@ -116,6 +119,7 @@ impl Scene {
             recipients: &recipients,
             size: self.size,
             header_is_eight_bit: self.header_is_eight_bit,
+            host_is_verified: self.host_is_verified,
         });
     }
 
@@ -309,7 +313,7 @@ fn a_refusal_within_the_body_holds() {
         scene.take_events(&mut client, &mut envelopes, &mut results);
     }
     serve(&mut client, "250 ok\r\n250 ok\r\n354 go\r\n");
-    assert_eq!(client.poll_event(), Some(Event::SendBody));
+    assert_eq!(client.poll_event(), Some(Event::SendBody(Transfer::Data)));
     client.handle_bytes(b"552 5.3.4 too big\r\n");
     client.handle_body_sent();
     scene.take_events(&mut client, &mut envelopes, &mut results);
@@ -392,6 +396,110 @@ fn a_message_that_requires_tls_goes_only_to_hosts_that_have_proved_themselves() 
     scene.settings.tls = TlsPolicy::Verify;
     let accepted = format!("{secured}C: MAIL FROM:<s@a.example> REQUIRETLS\nS: 550 no\nC: QUIT\nS: 221 bye");
     scene.check(&accepted, &["bounced 550 no", "closed"]);
+    // Nobody demanded proof of this host, but it has given it.
+    scene.settings.tls = TlsPolicy::Opportunistic;
+    scene.check(&format!("{secured}C: QUIT\nS: 221 bye"), &refused);
+    scene.host_is_verified = true;
+    scene.check(&accepted, &["bounced 550 no", "closed"]);
+}
+
+const CHUNKING: &str = "S: 220 hi\nC: EHLO me\nS: 250-x\nS: 250-PIPELINING\nS: 250-BINARYMIME\nS: 250 CHUNKING\n";
+
+/// Several messages, each to one recipient, to a server with CHUNKING.
+fn chunk_scene(messages: usize) -> Scene {
+    let mut scene = scene(&["r@b.example"]);
+    scene.envelopes = vec![envelope(&["r@b.example"]); messages];
+    scene
+}
+
+#[test]
+fn the_first_chunk_waits_for_its_recipients_and_later_ones_go_with_them() {
+    let (mail, rcpt, chunk) =
+        ("C: MAIL FROM:<s@a.example>\n", "C: RCPT TO:<r@b.example>\n", "C: BDAT 100 LAST\nC: (body)\n");
+    let first = format!("{CHUNKING}{mail}{rcpt}S: 250 ok\nS: 250 ok\n{chunk}S: 250 first\n");
+    let quit = "C: QUIT\nS: 221 bye";
+    let second = format!("{first}{mail}{rcpt}{chunk}S: 250 ok\nS: 250 ok\nS: 250 second\n{quit}");
+    chunk_scene(2).check(&second, &["delivered 250 first", "delivered 250 second", "closed"]);
+    // What goes with refused commands is eaten by the server.
+    let third = format!("C: RSET\n{mail}{rcpt}{chunk}S: 250 ok\nS: 250 ok\nS: 250 ok\nS: 250 third\n{quit}");
+    for (replies, expected) in [
+        ("S: 250 ok\nS: 550 5.1.1 who\nS: 503 no", "bounced 550 5.1.1 who"),
+        ("S: 250 ok\nS: 550 5.1.1 who\nS: 250 taken", "bounced 550 5.1.1 who"),
+        ("S: 450 later\nS: 503 no\nS: 503 no", "site 450 later"),
+        ("S: 250 ok\nS: 250 ok\nS: 554 5.7.1 spam", "bounced 554 5.7.1 spam"),
+        ("S: 250 ok\nS: 250 ok\nS: 452 4.3.1 full", "deferred 452 4.3.1 full"),
+        // It has shown that it knows the command, so this is about the message.
+        ("S: 250 ok\nS: 250 ok\nS: 500 no", "bounced 500 no"),
+    ] {
+        let dialog = format!("{first}{mail}{rcpt}{chunk}{replies}\n{third}");
+        chunk_scene(3).check(&dialog, &["delivered 250 first", expected, "delivered 250 third", "closed"]);
+    }
+    let lost = format!("{first}{mail}{rcpt}{chunk}S: 250 ok\nS: 250 ok\nS: (lost)");
+    let text = "451 4.4.2 connection lost while waiting for the reply to the end of data";
+    chunk_scene(2).check(&lost, &["delivered 250 first", &format!("site {text}"), &format!("failed {text}")]);
+    let refused = format!("{CHUNKING}{mail}{rcpt}S: 250 ok\nS: 550 who\n{quit}");
+    chunk_scene(1).check(&refused, &["bounced 550 who", "closed"]);
+}
+
+#[test]
+fn large_chunks_wait_for_their_recipients_always() {
+    let mut scene = chunk_scene(2);
+    scene.size = PIPELINED_CHUNK_BYTES_MAX + 1;
+    let one = "C: MAIL FROM:<s@a.example>\nC: RCPT TO:<r@b.example>\nS: 250 ok\nS: 250 ok
+               C: BDAT 65537 LAST\nC: (body)\nS: 250 ok\n";
+    scene.check(
+        &format!("{CHUNKING}{one}{one}C: QUIT\nS: 221 bye"),
+        &["delivered 250 ok", "delivered 250 ok", "closed"],
+    );
+}
+
+#[test]
+fn without_pipelining_a_chunk_saves_the_question_of_data() {
+    let dialog = "
+        S: 220 hi\n C: EHLO me\n S: 250-x\n S: 250 CHUNKING\n C: MAIL FROM:<s@a.example>\n S: 250 ok\n C: RCPT TO:<r@b.example>
+        S: 250 ok\n C: BDAT 100 LAST\n C: (body)\n S: 250 stored\n C: QUIT\n S: 221 bye";
+    chunk_scene(1).check(dialog, &["delivered 250 stored", "closed"]);
+}
+
+#[test]
+fn a_server_that_offers_chunking_and_does_not_know_it_bounces_nothing() {
+    for code in [500, 502, 504] {
+        let dialog = format!(
+            "{CHUNKING}C: MAIL FROM:<s@a.example>\nC: RCPT TO:<r@b.example>\nS: 250 ok\nS: 250 ok
+             C: BDAT 100 LAST\nC: (body)\nS: {code} what"
+        );
+        let text = format!("451 4.5.0 unexpected reply while waiting for the reply to the end of data: {code} what");
+        chunk_scene(1).check(&dialog, &[&format!("site {text}"), &format!("failed {text}")]);
+    }
+}
+
+#[test]
+fn chunks_can_be_turned_off_but_not_for_binary_content() {
+    let mut scene = chunk_scene(1);
+    scene.settings.chunking = false;
+    let plain = "C: MAIL FROM:<s@a.example>\nC: RCPT TO:<r@b.example>\nC: DATA\nS: 550 no\nS: 503 no\nS: 503 no\n";
+    scene.check(&format!("{CHUNKING}{plain}C: QUIT\nS: 221 bye"), &["bounced 550 no", "closed"]);
+    scene.envelopes[0].body_type = BodyType::BinaryMime;
+    let binary = "C: MAIL FROM:<s@a.example> BODY=BINARYMIME\nC: RCPT TO:<r@b.example>\nS: 250 ok\nS: 250 ok
+                  C: BDAT 100 LAST\nC: (body)\nS: 250 ok\n";
+    scene.check(&format!("{CHUNKING}{binary}C: QUIT\nS: 221 bye"), &["delivered 250 ok", "closed"]);
+    let refused = "bounced 554 5.6.3 the host takes no binary content (BINARYMIME)";
+    for missing in ["S: 250-BINARYMIME\n", "S: 250 CHUNKING\n"] {
+        let hello = CHUNKING.replace(missing, "").replace("S: 250-BINARYMIME", "S: 250 BINARYMIME");
+        let hello = if missing.contains("CHUNKING") { hello } else { CHUNKING.replace(missing, "") };
+        scene.check(&format!("{hello}C: QUIT\nS: 221 bye"), &[refused, "closed"]);
+    }
+}
+
+#[test]
+fn lmtp_answers_a_chunk_for_each_recipient() {
+    let mut scene = scene(&["a@b.example", "b@b.example", "c@b.example"]);
+    scene.settings.protocol = Protocol::Lmtp;
+    let dialog = "
+        S: 220 hi\nC: LHLO me\nS: 250-x\nS: 250-PIPELINING\nS: 250 CHUNKING\nC: MAIL FROM:<s@a.example>
+        C: RCPT TO:<a@b.example>\nC: RCPT TO:<b@b.example>\nC: RCPT TO:<c@b.example>
+        S: 250 ok\nS: 250 ok\nS: 550 who\nS: 250 ok\nC: BDAT 100 LAST\nC: (body)\nS: 250 a\nS: 452 c\nC: QUIT\nS: 221 bye";
+    scene.check(dialog, &["delivered 250 a", "bounced 550 who", "deferred 452 c", "closed"]);
 }
 
 #[test]
