@@ -196,7 +196,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
     let make_world = {
         let (config, reader, events, mailbox) =
             (config.clone(), opened.reader.clone(), log.clone(), to_mailbox.clone());
-        let (journal, survivors) = (opened.journal, opened.survivors);
+        let (journal, survivors, suspended) = (opened.journal, opened.survivors, opened.suspended);
         move || World {
             identity: Identity {
                 hostname: config.hostname.clone(),
@@ -215,6 +215,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
             reader,
             journal,
             survivors,
+            suspended,
             events,
             meter,
             seed: random_seed(),

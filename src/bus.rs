@@ -3,8 +3,8 @@
 //! shard -> scheduler: [`ToScheduler`]; scheduler -> shard: [`ToShard`]; scheduler -> POP3 shard: [`ToMailbox`];
 //! control -> scheduler: [`ToScheduler::Admin`]. Channels are `rt::channel`, bounded; a full one makes the sender wait.
 
-use crate::smtp::Reply;
-use crate::spool::{Envelope, Location, QueueId};
+use crate::smtp::{Address, Reply, ReversePath};
+use crate::spool::{Envelope, Location, QueueId, routing_domain};
 use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::path::Path;
@@ -275,8 +275,10 @@ pub struct AdminRequest {
 /// What an operator can ask the scheduler.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum AdminCommand {
-    /// All messages, oldest first, at most `limit`: a JSON array of objects.
+    /// Messages that match, oldest first, at most `limit`: a JSON array of objects.
     QueueList {
+        /// Which.
+        filter: QueueFilter,
         /// 1 to 1,000,000.
         limit: usize,
     },
@@ -286,4 +288,99 @@ pub enum AdminCommand {
     QueueSummary,
     /// Try now what waits (all of it).
     QueueFlush,
+    /// Do something with everything that matches. Answered when it is done, or after some seconds with what is left.
+    QueueOrder {
+        /// What to do.
+        order: QueueOrder,
+        /// With what.
+        filter: QueueFilter,
+    },
+    /// Every site with its window, pauses, limits and queue.
+    SiteList,
+    /// Start nothing at a site until it is resumed.
+    SiteSuspend(String),
+    /// Let a suspended site go on.
+    SiteResume(String),
+    /// What would happen to a recipient now, and why.
+    Explain {
+        /// The recipient.
+        recipient: Address,
+        /// The sender, where one was named.
+        sender: Option<Address>,
+    },
+}
+
+/// What an operator can order for queued recipients.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum QueueOrder {
+    /// Try now.
+    Flush,
+    /// Try no more until released.
+    Hold,
+    /// Undo a hold.
+    Release,
+    /// Remove; nobody is told.
+    Delete,
+    /// Return to the sender.
+    Bounce {
+        /// Text of the DSN; empty for the usual one.
+        reason: String,
+    },
+}
+
+/// Which recipients an order or listing is about: everything given must hold; nothing given is all.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct QueueFilter {
+    /// This message.
+    pub queue_id: Option<QueueId>,
+    /// Messages of this sender.
+    pub sender: Option<AddressPattern>,
+    /// This recipient.
+    pub recipient: Option<AddressPattern>,
+    /// Recipients of this domain: lower case A-labels.
+    pub domain: Option<String>,
+    /// Recipients that wait for this site.
+    pub site: Option<String>,
+}
+
+/// What an operator says of an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AddressPattern {
+    /// `<>`: the null reverse-path.
+    Null,
+    /// `@example.com`: any address of the domain.
+    Domain(String),
+    /// One address; compared without regard to case.
+    Address(String),
+}
+
+impl AddressPattern {
+    /// Reads `a@example.com`, `@example.com`, or `<>`; angle brackets around an address do no harm. `None` for anything
+    /// else.
+    pub fn parse(text: &str) -> Option<AddressPattern> {
+        let inner = text.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')).unwrap_or(text);
+        match inner.rsplit_once('@') {
+            None if inner.is_empty() && !text.is_empty() => Some(AddressPattern::Null),
+            Some(("", domain)) if !domain.is_empty() => Some(AddressPattern::Domain(routing_domain(domain))),
+            Some((_, domain)) if !domain.is_empty() => Some(AddressPattern::Address(inner.to_owned())),
+            _ => None,
+        }
+    }
+
+    /// Whether the pattern means this reverse-path.
+    pub fn matches_sender(&self, reverse_path: &ReversePath) -> bool {
+        match reverse_path {
+            ReversePath::Null => *self == AddressPattern::Null,
+            ReversePath::Mailbox(address) => self.matches(address),
+        }
+    }
+
+    /// Whether the pattern means this address.
+    pub fn matches(&self, address: &Address) -> bool {
+        match self {
+            AddressPattern::Null => false,
+            AddressPattern::Domain(domain) => routing_domain(address.domain()) == *domain,
+            AddressPattern::Address(text) => address.as_str().eq_ignore_ascii_case(text),
+        }
+    }
 }

@@ -8,12 +8,19 @@
 //! | `GET /healthz` | 200 while every executor moves, else 503 with their names |
 //! | `GET /readyz` | 200 while mail is accepted everywhere, else 503 with the reasons |
 //! | `GET /metrics` | Prometheus text format |
-//! | `GET /v1/queue?limit=N` | the oldest N (default 1,000) messages, JSON |
+//! | `GET /v1/queue?limit=N&FILTER` | the oldest N (default 1,000) messages that match, JSON |
 //! | `GET /v1/queue/ID` | one message, JSON; 404 when it is not queued |
 //! | `GET /v1/summary` | counts by site and state, JSON |
-//! | `POST /v1/queue/flush` | try everything now, JSON |
+//! | `POST /v1/queue/flush?FILTER` | try now what matches, JSON |
+//! | `POST /v1/queue/ORDER?FILTER` | hold, release, delete or bounce what matches; `all=true` without a filter |
+//! | `GET /v1/sites` | every site, JSON |
+//! | `POST /v1/sites/suspend?site=NAME`, `.../resume?site=NAME` | stop sending there, or go on |
+//! | `GET /v1/explain?recipient=ADDRESS` | what would happen to it now, JSON |
+//!
+//! FILTER: any of `id`, `sender`, `recipient`, `domain`, `site`; all that is given must hold.
 
 mod http;
+mod query;
 mod requests;
 
 use crate::bus::ToScheduler;

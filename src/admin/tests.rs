@@ -75,7 +75,7 @@ fn pages() {
         shard.counters.messages_accepted.add(7);
         let (status, metrics) = ask(address, "GET", "/metrics").await;
         assert!(status == 200 && metrics.contains("\nringmail_messages_accepted_total 7\n"), "{metrics}");
-        assert_eq!(ask(address, "GET", "/v1/queue?limit=3").await, (200, "\"QueueList { limit: 3 }\"".into()));
+        assert_eq!(ask(address, "GET", "/v1/queue?limit=3").await, (200, "\"QueueList { filter: QueueFilter { queue_id: None, sender: None, recipient: None, domain: None, site: None }, limit: 3 }\"".into()));
         assert_eq!(ask(address, "GET", "/v1/summary").await, (200, "\"QueueSummary\"".into()));
         assert_eq!(ask(address, "POST", "/v1/queue/flush").await, (200, "\"QueueFlush\"".into()));
         let missing = ask(address, "GET", "/v1/queue/0000000G0001").await;

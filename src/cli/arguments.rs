@@ -34,6 +34,12 @@ pub(super) enum Command {
     /// See and change what waits for delivery; asks the running server
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// See the far sides; stop sending to one, or go on
+    #[command(subcommand)]
+    Site(SiteCommand),
+    /// Say what would happen to a message for an address now: route, site, limits, TLS, and why it would wait
+    #[command(after_help = "Example: ringmail explain someone@example.com")]
+    Explain(ExplainArguments),
     /// Look at the spool folder itself, whether a server uses it or not
     #[command(subcommand)]
     Spool(SpoolCommand),
@@ -61,8 +67,101 @@ pub(super) enum QueueCommand {
     Show(ShowArguments),
     /// Count messages and recipients, by site and state
     Summary(FormArguments),
-    /// Try everything that waits now, whatever its time
-    Flush,
+    /// Try now what waits, whatever its time: everything, or what is named
+    Flush(OrderArguments),
+    /// Let recipients wait until they are released; nothing expires meanwhile
+    #[command(
+        after_help = "Examples:\n  ringmail queue hold 0000000G0001\n  ringmail queue hold --sender '@shop.example'"
+    )]
+    Hold(OrderArguments),
+    /// Let held recipients go on, at once
+    Release(OrderArguments),
+    /// Remove recipients from the queue; nobody is told
+    #[command(after_help = "Example: ringmail queue delete --recipient user@typo.example")]
+    Delete(OrderArguments),
+    /// Return recipients to their senders now, as undeliverable
+    #[command(after_help = "Example: ringmail queue bounce --domain dead.example --reason 'this domain is gone'")]
+    Bounce(BounceArguments),
+}
+
+#[derive(Args, Debug, Default)]
+pub(super) struct FilterArguments {
+    /// Messages of this sender: an address, `@DOMAIN` for all of a domain, or `<>` for reports
+    #[arg(long, value_name = "ADDRESS")]
+    pub sender: Option<String>,
+    /// This recipient: an address, or `@DOMAIN`
+    #[arg(long, value_name = "ADDRESS")]
+    pub recipient: Option<String>,
+    /// Recipients of this domain
+    #[arg(long, value_name = "DOMAIN")]
+    pub domain: Option<String>,
+    /// Recipients that wait for this site, as `site list` names it
+    #[arg(long, value_name = "SITE")]
+    pub site: Option<String>,
+}
+
+impl FilterArguments {
+    pub(super) fn is_empty(&self) -> bool {
+        [&self.sender, &self.recipient, &self.domain, &self.site].iter().all(|part| part.is_none())
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct OrderArguments {
+    /// Queue IDs, as the log and `queue list` show them
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    #[command(flatten)]
+    pub filter: FilterArguments,
+    /// The whole queue
+    #[arg(long, conflicts_with_all = ["ids", "sender", "recipient", "domain", "site"])]
+    pub all: bool,
+    /// Print JSON: one object for each order
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct BounceArguments {
+    #[command(flatten)]
+    pub order: OrderArguments,
+    /// Text for the report to the sender
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum SiteCommand {
+    /// List the far sides that have something to do or to remember
+    List(FormArguments),
+    /// Start no delivery to a site any more, until it is resumed; kept across restarts
+    #[command(after_help = "Examples:\n  ringmail site suspend mx:mx.example.com\n  ringmail site suspend example.com")]
+    Suspend(SiteArguments),
+    /// Go on with a suspended site
+    Resume(SiteArguments),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct SiteArguments {
+    /// A name of `site list`, or a domain that has mail in the queue
+    #[arg(value_name = "SITE")]
+    pub site: String,
+    /// Print JSON: one object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ExplainArguments {
+    /// Recipient
+    #[arg(value_name = "ADDRESS")]
+    pub address: String,
+    /// Sender, where that decides what a message leaves by
+    #[arg(long, value_name = "ADDRESS")]
+    pub sender: Option<String>,
+    /// Print JSON: one object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -80,6 +179,8 @@ pub(super) struct ListArguments {
     /// Messages at most
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub limit: u32,
+    #[command(flatten)]
+    pub filter: FilterArguments,
 }
 
 #[derive(Args, Debug)]
@@ -208,7 +309,7 @@ mod tests {
         assert_eq!(arguments.config, Some("x.toml".into()));
         assert!(matches!(
             arguments.command,
-            Some(Command::Queue(QueueCommand::List(ListArguments { limit: 5, json: false })))
+            Some(Command::Queue(QueueCommand::List(ListArguments { limit: 5, json: false, .. })))
         ));
         assert_eq!(parse("ringmail fly").unwrap_err().kind(), ErrorKind::InvalidSubcommand);
         assert_eq!(parse("ringmail queue list --limit 0").unwrap_err().kind(), ErrorKind::ValueValidation);

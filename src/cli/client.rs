@@ -1,6 +1,8 @@
 //! The smallest HTTP client that can ask ringmail's own admin server: one request a connection, blocking, bounded.
 
 use super::exit::{self, Failure};
+use crate::config::Config;
+use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -9,6 +11,49 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Octets of an answer at most: a million queued messages fit.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
+
+/// Where the server of this configuration answers.
+pub(super) fn admin_address(config: &Config) -> Result<SocketAddr, Failure> {
+    config.admin.ok_or_else(|| {
+        let failure = Failure::new(exit::UNAVAILABLE, "the admin server is turned off in the configuration");
+        failure.hint("set [admin] enabled = true and restart ringmail")
+    })
+}
+
+/// The JSON of an answer.
+pub(super) fn decode(text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text)
+        .map_err(|error| Failure::new(exit::PROTOCOL, format!("the server's answer is not understood: {error}")))
+}
+
+/// Parameters of a request.
+#[derive(Clone, Default)]
+pub(super) struct Query(String);
+
+impl Query {
+    /// Adds a parameter; its value may be any text.
+    pub(super) fn add(&mut self, name: &str, value: &str) {
+        self.0.push(if self.0.is_empty() { '?' } else { '&' });
+        self.0.push_str(name);
+        self.0.push('=');
+        for octet in value.bytes() {
+            match octet {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => self.0.push(char::from(octet)),
+                _ => self.0.push_str(&format!("%{octet:02X}")),
+            }
+        }
+    }
+
+    pub(super) fn with(mut self, name: &str, value: &str) -> Query {
+        self.add(name, value);
+        self
+    }
+
+    /// The path with the parameters behind it.
+    pub(super) fn path(&self, path: &str) -> String {
+        format!("{path}{}", self.0)
+    }
+}
 
 /// Asks and returns the body of a 200 answer; everything else is a failure that says what to do.
 pub(super) fn request(address: SocketAddr, method: &str, path: &str) -> Result<String, Failure> {
@@ -20,6 +65,7 @@ pub(super) fn request(address: SocketAddr, method: &str, path: &str) -> Result<S
     let said = body.trim().to_owned();
     match status {
         200 => Ok(body.to_owned()),
+        400 => Err(Failure::new(exit::DATA, said)),
         404 => Err(Failure::new(exit::NO_INPUT, said)),
         503 => Err(Failure::new(exit::TEMPORARY, said)),
         _ => Err(Failure::new(exit::PROTOCOL, format!("the server answered {status}: {said}"))),

@@ -1,15 +1,18 @@
 //! The command line: what can be asked for, how it is explained, and with which exit code it ends.
 //!
-//! `ringmail run` is the server (`run`); `queue` commands ask the running server over its admin address (`client`);
+//! `ringmail run` is the server (`run`); `queue`, `site` and `explain` ask the running server over its admin address (`client`);
 //! `config`, `spool` and `user` commands work on files.
 
 mod arguments;
 mod client;
 mod config;
 mod exit;
+mod explain;
 mod queue;
 pub mod run;
+mod site;
 mod spool;
+mod table;
 mod user;
 
 use arguments::{Arguments, Command, ConfigCommand};
@@ -51,6 +54,8 @@ fn perform(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Config(ConfigCommand::Check) => config::check(file),
         Command::Config(ConfigCommand::Show) => config::show(file),
         Command::Queue(command) => queue::perform(&load(file)?.config, command),
+        Command::Site(command) => site::perform(&load(file)?.config, command),
+        Command::Explain(arguments) => explain::perform(&load(file)?.config, &arguments),
         Command::Spool(command) => spool::perform(&load(file)?.config, command),
         Command::User(command) => user::perform(&load(file)?.config, command),
         Command::Version => {

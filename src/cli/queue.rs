@@ -1,31 +1,30 @@
 //! `ringmail queue ...`: asks the running server and prints its answer, as tables for people or as the JSON that came.
 
-use super::arguments::QueueCommand;
-use super::client::request;
+use super::arguments::{BounceArguments, FilterArguments, OrderArguments, QueueCommand};
+use super::client::{Query, admin_address, decode, request};
 use super::exit::{self, Failure};
+use super::site::sites_table;
+use super::table::{NOTHING, Table, age, count, size, until, word};
 use crate::config::Config;
 use crate::rt;
 use crate::spool::QueueId;
 use serde_json::Value;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 pub(super) fn perform(config: &Config, command: QueueCommand) -> Result<ExitCode, Failure> {
-    let Some(address) = config.admin else {
-        let failure = Failure::new(exit::UNAVAILABLE, "the admin server is turned off in the configuration");
-        return Err(failure.hint("set [admin] enabled = true and restart ringmail"));
-    };
+    let address = admin_address(config)?;
     let now = rt::unix_ms();
     let text = match command {
         QueueCommand::List(arguments) => {
-            let answer = request(address, "GET", &format!("/v1/queue?limit={}", arguments.limit))?;
+            let mut query = filter_query(&arguments.filter);
+            query.add("limit", &arguments.limit.to_string());
+            let answer = request(address, "GET", &query.path("/v1/queue"))?;
             if arguments.json { answer } else { list(&decode(&answer)?, now, arguments.limit) }
         }
         QueueCommand::Show(arguments) => {
-            let id: QueueId = arguments.id.parse().map_err(|_| {
-                let message = format!("\"{}\" is not a queue ID", arguments.id.escape_debug());
-                Failure::new(exit::DATA, message).hint("it has 12 characters, as in `ringmail queue list`")
-            })?;
+            let id = queue_id(&arguments.id)?;
             let answer = request(address, "GET", &format!("/v1/queue/{id}"))?;
             if arguments.json { answer } else { show(&decode(&answer)?, now) }
         }
@@ -33,18 +32,94 @@ pub(super) fn perform(config: &Config, command: QueueCommand) -> Result<ExitCode
             let answer = request(address, "GET", "/v1/summary")?;
             if form.json { answer } else { summary(&decode(&answer)?, now) }
         }
-        QueueCommand::Flush => {
-            let answer = decode(&request(address, "POST", "/v1/queue/flush")?)?;
-            format!("recipients to be tried now: {}", count(&answer["flushed"]))
+        QueueCommand::Flush(arguments) if arguments.ids.is_empty() && arguments.filter.is_empty() => {
+            let answer = request(address, "POST", "/v1/queue/flush")?;
+            match arguments.json {
+                true => answer,
+                false => format!("recipients to be tried now: {}", count(&decode(&answer)?["flushed"])),
+            }
+        }
+        QueueCommand::Flush(arguments) => return order(address, "flush", &arguments, ""),
+        QueueCommand::Hold(arguments) => return order(address, "hold", &arguments, ""),
+        QueueCommand::Release(arguments) => return order(address, "release", &arguments, ""),
+        QueueCommand::Delete(arguments) => return order(address, "delete", &arguments, ""),
+        QueueCommand::Bounce(BounceArguments { order: arguments, reason }) => {
+            return order(address, "bounce", &arguments, reason.as_deref().unwrap_or(""));
         }
     };
     println!("{}", text.trim_end());
     Ok(ExitCode::SUCCESS)
 }
 
-fn decode(text: &str) -> Result<Value, Failure> {
-    serde_json::from_str(text)
-        .map_err(|error| Failure::new(exit::PROTOCOL, format!("the server's answer is not understood: {error}")))
+fn queue_id(text: &str) -> Result<QueueId, Failure> {
+    text.parse().map_err(|_| {
+        let message = format!("\"{}\" is not a queue ID", text.escape_debug());
+        Failure::new(exit::DATA, message).hint("it has 12 characters, as in `ringmail queue list`")
+    })
+}
+
+fn filter_query(filter: &FilterArguments) -> Query {
+    let mut query = Query::default();
+    let parts = [
+        ("sender", &filter.sender),
+        ("recipient", &filter.recipient),
+        ("domain", &filter.domain),
+        ("site", &filter.site),
+    ];
+    for (name, value) in parts {
+        if let Some(value) = value {
+            query.add(name, value);
+        }
+    }
+    query
+}
+
+/// Gives an order for each queue ID, or one for all that matches.
+fn order(address: SocketAddr, name: &str, arguments: &OrderArguments, reason: &str) -> Result<ExitCode, Failure> {
+    let ids = arguments.ids.iter().map(|id| queue_id(id)).collect::<Result<Vec<QueueId>, Failure>>()?;
+    if ids.is_empty() && arguments.filter.is_empty() && !arguments.all {
+        let message = format!("`queue {name}` must be told what: queue IDs, a filter, or --all");
+        let hint = "filters are --sender, --recipient, --domain and --site; what is given must all hold";
+        return Err(Failure::new(exit::USAGE, message).hint(hint));
+    }
+    let path = format!("/v1/queue/{name}");
+    let mut query = filter_query(&arguments.filter);
+    if arguments.all {
+        query.add("all", "true");
+    }
+    if !reason.is_empty() {
+        query.add("reason", reason);
+    }
+    let queries: Vec<Query> = match ids.is_empty() {
+        true => vec![query],
+        false => ids.iter().map(|id| query.clone().with("id", &id.to_string())).collect(),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for query in queries {
+        match request(address, "POST", &query.path(&path)) {
+            Ok(answer) if arguments.json => println!("{}", answer.trim_end()),
+            Ok(answer) => println!("{}", ordered(name, &decode(&answer)?)),
+            // The others still get their order.
+            Err(failure) if failure.code == exit::NO_INPUT && ids.len() > 1 => {
+                eprintln!("ringmail: {failure}");
+                code = exit::NO_INPUT.into();
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(code)
+}
+
+fn ordered(name: &str, answer: &Value) -> String {
+    let done = match name {
+        "flush" => "to be tried now",
+        "hold" => "held",
+        "release" => "released",
+        "delete" => "deleted",
+        _ => "returned to their senders",
+    };
+    let more = if answer["finished"].as_bool() == Some(false) { " so far; the rest follows" } else { "" };
+    format!("recipients {done}: {} (of {} messages){more}", count(&answer["recipients"]), count(&answer["messages"]))
 }
 
 fn list(rows: &Value, now: u64, limit: u32) -> String {
@@ -111,111 +186,18 @@ fn summary(summary: &Value, now: u64) -> String {
         ("running", "Being delivered"),
         ("routing", "Being routed"),
         ("deferred", "Deferred"),
+        ("held", "Held"),
         ("reporting", "Waiting for a DSN"),
         ("lanes", "Connections"),
     ] {
         writeln!(out, "{name:<18}{}", count(&summary[key])).expect("a String takes everything");
     }
-    let sites = summary["sites"].as_array().map_or(&[][..], Vec::as_slice);
+    let sites = sites_table(&summary["sites"], now);
     if !sites.is_empty() {
-        let mut table =
-            Table::new(["SITE", "STATE", "READY", "RUNNING", "DEFERRED", "CONNECTIONS", "UNTIL", "LAST FAILURE"]);
-        for site in sites {
-            table.add([
-                word(&site["site"]),
-                word(&site["state"]),
-                count(&site["ready"]),
-                count(&site["running"]),
-                count(&site["deferred"]),
-                count(&site["connections"]),
-                until(now, &site["until_ms"]),
-                word(&site["last_failure"]),
-            ]);
-        }
         out.push('\n');
-        out.push_str(&table.print());
+        out.push_str(&sites);
     }
     out
-}
-
-/// Stands where there is no value.
-const NOTHING: &str = "-";
-
-/// Text that came from elsewhere, harmless for a terminal.
-fn word(value: &Value) -> String {
-    match value.as_str() {
-        Some("") | None => NOTHING.into(),
-        Some(text) => text.chars().map(|c| if c.is_control() || is_invisible(c) { '?' } else { c }).collect(),
-    }
-}
-
-/// Marks of direction and format, which would show other text than there is.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-fn count(value: &Value) -> String {
-    value.as_u64().map_or_else(|| NOTHING.into(), |count| count.to_string())
-}
-
-fn size(value: &Value) -> String {
-    match value.as_u64() {
-        None => NOTHING.into(),
-        Some(octets) if octets < 10_000 => octets.to_string(),
-        Some(octets) if octets < 10_240_000 => format!("{}K", octets / 1024),
-        Some(octets) => format!("{}M", octets / (1024 * 1024)),
-    }
-}
-
-fn age(now: u64, value: &Value) -> String {
-    value.as_u64().map_or_else(|| NOTHING.into(), |then| span(now.saturating_sub(then)))
-}
-
-fn until(now: u64, value: &Value) -> String {
-    match value.as_u64() {
-        None => NOTHING.into(),
-        Some(then) if then <= now => "now".into(),
-        Some(then) => span(then - now),
-    }
-}
-
-/// The two largest units: `3d4h`, `5m30s`, `12s`.
-fn span(ms: u64) -> String {
-    let seconds = ms / 1000;
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m{}s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{}h{}m", seconds / 3_600, seconds / 60 % 60),
-        _ => format!("{}d{}h", seconds / 86_400, seconds / 3_600 % 24),
-    }
-}
-
-/// Columns as wide as their widest value; the last one as it comes.
-struct Table<const N: usize>(Vec<[String; N]>);
-
-impl<const N: usize> Table<N> {
-    fn new(titles: [&str; N]) -> Table<N> {
-        Table(vec![titles.map(str::to_owned)])
-    }
-
-    fn add(&mut self, row: [String; N]) {
-        self.0.push(row);
-    }
-
-    fn print(&self) -> String {
-        let width = |column: usize| self.0.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: [usize; N] = std::array::from_fn(width);
-        let mut out = String::new();
-        for row in &self.0 {
-            let mut line = String::new();
-            for (value, width) in row.iter().zip(widths) {
-                write!(line, "{value:<width$}  ").expect("a String takes everything");
-            }
-            out.push_str(line.trim_end());
-            out.push('\n');
-        }
-        out
-    }
 }
 
 #[cfg(test)]
@@ -254,14 +236,5 @@ mod tests {
              To:         c@d\n  State:    deferred\n  Why:      waits\n  Next in:  5s\n  Attempts: 1\n  Site:     mx:d\n  \
              Reply:    452 4.2.2 full\n"
         );
-    }
-
-    #[test]
-    fn spans() {
-        for (ms, expected) in
-            [(999, "0s"), (59_999, "59s"), (330_000, "5m30s"), (3_600_000, "1h0m"), (270_000_000, "3d3h")]
-        {
-            assert_eq!(span(ms), expected);
-        }
     }
 }

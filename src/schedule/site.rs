@@ -134,6 +134,8 @@ pub struct Site {
     pub starved: bool,
     /// Source addresses used, for taking turns.
     pub sources_used: usize,
+    /// An operator lets nothing start here.
+    pub suspended: bool,
 }
 
 impl Site {
@@ -159,11 +161,20 @@ impl Site {
             in_ring: false,
             starved: false,
             sources_used: 0,
+            suspended: false,
         }
+    }
+
+    /// Whether an operator means this site by a name.
+    pub fn is_named(&self, name: &str) -> bool {
+        *self.name == *name
     }
 
     /// Whether health and window let one more transaction start now.
     pub fn may_start(&self, now_ms: u64) -> bool {
+        if self.suspended {
+            return false;
+        }
         match self.health {
             Health::Open => self.busy < self.window.limit(),
             Health::Paused { until_ms, .. } => now_ms >= until_ms,

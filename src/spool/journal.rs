@@ -10,7 +10,7 @@ use super::record::{Salt, u32_at, u64_at};
 use super::segment::{DATA_START, UnknownVersion, read_exact};
 use super::{LiveMessage, RecipientState, Survivor};
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ const TAG_SCANNED: u8 = 5;
 const TAG_END: u8 = 6;
 const TAG_DELAY_DSN_SENT: u8 = 7;
 const TAG_MOVED: u8 = 8;
+const TAG_SUSPENSION: u8 = 9;
 
 const LIVE_NULL_REVERSE_PATH: u8 = 1;
 const LIVE_DELAY_DSN_SENT: u8 = 2;
@@ -60,6 +61,15 @@ pub(crate) fn put_scanned(out: &mut Vec<u8>, segment: u64, offset: u64) {
     out.extend_from_slice(&offset.to_le_bytes());
 }
 
+/// Appends whether an operator has suspended a site (or egress) of this name; at most 65,535 octets of it count.
+pub(crate) fn put_suspension(out: &mut Vec<u8>, name: &str, suspended: bool) {
+    let len = name.floor_char_boundary(usize::from(u16::MAX));
+    out.push(TAG_SUSPENSION);
+    out.push(u8::from(suspended));
+    out.extend_from_slice(&(len as u16).to_le_bytes());
+    out.extend_from_slice(&name.as_bytes()[..len]);
+}
+
 fn put_end(out: &mut Vec<u8>, live: u64) {
     out.push(TAG_END);
     out.extend_from_slice(&live.to_le_bytes());
@@ -76,6 +86,10 @@ fn put_state(out: &mut Vec<u8>, state: RecipientState) {
         RecipientState::Bounced => out.push(2),
         RecipientState::Expired => out.push(3),
         RecipientState::Removed => out.push(4),
+        RecipientState::Held { attempts } => {
+            out.push(5);
+            out.extend_from_slice(&attempts.to_le_bytes());
+        }
     }
 }
 
@@ -138,6 +152,7 @@ enum Entry<'a> {
     End { live: u64 },
     DelayDsnSent(QueueId),
     Moved { queue_id: QueueId, location: Location },
+    Suspension { name: &'a str, suspended: bool },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -187,8 +202,16 @@ impl<'a> Input<'a> {
             2 => RecipientState::Bounced,
             3 => RecipientState::Expired,
             4 => RecipientState::Removed,
+            5 => RecipientState::Held { attempts: self.u16()? },
             _ => return Err(BadEntry),
         })
+    }
+
+    fn text(&mut self) -> Result<&'a str, BadEntry> {
+        let len = usize::from(self.u16()?);
+        let (text, rest) = self.0.split_at_checked(len).ok_or(BadEntry)?;
+        self.0 = rest;
+        std::str::from_utf8(text).map_err(|_| BadEntry)
     }
 
     fn entry(&mut self) -> Result<Entry<'a>, BadEntry> {
@@ -198,17 +221,15 @@ impl<'a> Input<'a> {
             }
             TAG_DONE => Entry::Done(QueueId(self.u64()?)),
             TAG_LIVE => Entry::Live { message: Box::new(self.live()?) },
-            TAG_DOMAIN => {
-                let number = self.u32()?;
-                let len = usize::from(self.u16()?);
-                let (text, rest) = self.0.split_at_checked(len).ok_or(BadEntry)?;
-                self.0 = rest;
-                Entry::Domain { number, text: std::str::from_utf8(text).map_err(|_| BadEntry)? }
-            }
+            TAG_DOMAIN => Entry::Domain { number: self.u32()?, text: self.text()? },
             TAG_SCANNED => Entry::Scanned { segment: self.u64()?, offset: self.u64()? },
             TAG_END => Entry::End { live: self.u64()? },
             TAG_DELAY_DSN_SENT => Entry::DelayDsnSent(QueueId(self.u64()?)),
             TAG_MOVED => Entry::Moved { queue_id: QueueId(self.u64()?), location: Location(self.u64()?) },
+            TAG_SUSPENSION => match self.u8()? {
+                suspended @ (0 | 1) => Entry::Suspension { suspended: suspended == 1, name: self.text()? },
+                _ => return Err(BadEntry),
+            },
             _ => return Err(BadEntry),
         })
     }
@@ -252,6 +273,8 @@ pub(crate) struct Replay {
     delay_dsn_sent: HashSet<QueueId>,
     /// Up to where each segment is known.
     pub(crate) scanned: HashMap<u64, u64>,
+    /// Sites that an operator has suspended.
+    pub(crate) suspended: BTreeSet<String>,
     domains: Vec<Arc<str>>,
     /// One text per domain, for scanned messages too.
     pub(crate) interner: Interner,
@@ -378,6 +401,8 @@ impl Replay {
                 Some(index) => self.live[*index as usize].delay_dsn_sent = true,
                 None => drop(self.delay_dsn_sent.insert(queue_id)),
             },
+            Entry::Suspension { name, suspended: true } => drop(self.suspended.insert(name.to_owned())),
+            Entry::Suspension { name, suspended: false } => drop(self.suspended.remove(name)),
             Entry::Moved { queue_id, location } => {
                 if let Some(index) = self.index.get(&queue_id) {
                     self.live[*index as usize].location = location;
@@ -444,7 +469,7 @@ impl RecipientState {
     /// What holds after reading `later` behind `self`: a final state stays.
     fn then(self, later: RecipientState) -> RecipientState {
         match self {
-            RecipientState::Pending { .. } => later,
+            RecipientState::Pending { .. } | RecipientState::Held { .. } => later,
             done => done,
         }
     }

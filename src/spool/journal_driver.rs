@@ -102,6 +102,11 @@ impl Journal {
         self.queue.entries(|out| journal::put_delay_dsn_sent(out, queue_id));
     }
 
+    /// An operator has suspended a site or lets it go on.
+    pub fn suspension(&mut self, name: &str, suspended: bool) {
+        self.queue.entries(|out| journal::put_suspension(out, name, suspended));
+    }
+
     /// The message is finished: every recipient has a final state, and DSNs about it are durable. Its record, and a large
     /// body, are given up. `Some` is the segment that became free with it.
     pub fn done(&mut self, queue_id: QueueId, location: Location, size: u64) -> Option<u64> {
@@ -129,13 +134,15 @@ impl Journal {
     }
 
     /// Starts a checkpoint. Then every live message is given to [`Journal::checkpoint_add`] once, as it is at that time;
-    /// other calls may come between. A message that arrives or ends meanwhile may be given or not.
-    pub fn checkpoint_begin(&mut self) {
+    /// other calls may come between. A message that arrives or ends meanwhile may be given or not. `suspended` are the
+    /// sites that an operator has suspended.
+    pub fn checkpoint_begin<'a>(&mut self, suspended: impl IntoIterator<Item = &'a str>) {
         self.retry_at = Some(rt::now() + RETRY_AFTER);
         self.checkpoint = Some(Checkpoint::default());
         let mut scanned = Vec::new();
         let table = &self.shared.table;
         self.tracker.put_scanned(&mut scanned, |segment| table.may_be_found(segment));
+        suspended.into_iter().for_each(|name| journal::put_suspension(&mut scanned, name, true));
         let bytes = scanned.len();
         self.queue.push(Command::Begin(scanned), bytes);
     }

@@ -77,6 +77,8 @@ pub struct Opened {
     pub journal: Journal,
     /// The messages of earlier runs that are not finished, in no order.
     pub survivors: Vec<Survivor>,
+    /// Sites that an operator has suspended, by name.
+    pub suspended: Vec<String>,
     /// Counters of each shard.
     pub stats: Vec<Arc<SpoolStats>>,
     /// What start-up found.
@@ -239,6 +241,11 @@ pub enum RecipientState {
     Expired,
     /// Removed by the operator.
     Removed,
+    /// To be delivered, but only when an operator releases it.
+    Held {
+        /// Times it was tried.
+        attempts: u16,
+    },
 }
 
 /// A message that is not finished, as the scheduler has it; for checkpoints.

@@ -54,6 +54,16 @@ impl SpoolReader {
         self.pool.run(move || reader.message(location)).await.map_err(|_| SpoolError::Busy)?
     }
 
+    /// Many at once, in one call of a helper thread; `None` for each that cannot be read now.
+    pub async fn load_many(&self, locations: Vec<Location>) -> Vec<Option<StoredMessage>> {
+        let (reader, count) = (self.clone(), locations.len());
+        if count == 0 {
+            return Vec::new();
+        }
+        let read = move || locations.iter().map(|location| reader.message(*location).ok()).collect();
+        self.pool.run(read).await.unwrap_or_else(|_| vec![None; count])
+    }
+
     fn large_body(&self, number: u64, body_len: u64, location: Location) -> Result<Mapping, SpoolError> {
         let mapping = Mapping::new(&self.disk.open(&file_name(LARGE, number, "body"))?)?;
         if mapping.bytes().len() as u64 != body_len {

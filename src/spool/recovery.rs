@@ -5,7 +5,7 @@
 
 use super::disk::{Disk, DiskFile, JOURNAL, LARGE, SEGMENTS, file_name, number_of};
 use super::envelope::{Envelope, EnvelopeError};
-use super::journal::{Interner, JournalWriter, LiveEncoder, Replay, Tracker, put_done, put_scanned};
+use super::journal::{Interner, JournalWriter, LiveEncoder, Replay, Tracker, put_done, put_scanned, put_suspension};
 use super::keeper::Keeper;
 use super::queue_id::{Location, QueueId};
 use super::record::RecordHeader;
@@ -19,6 +19,8 @@ use std::io;
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(crate) survivors: Vec<Survivor>,
+    /// Sites that an operator has suspended.
+    pub(crate) suspended: Vec<String>,
     pub(crate) segments: Vec<FoundSegment>,
     pub(crate) report: RecoveryReport,
     /// Above every number seen.
@@ -194,6 +196,7 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     let number_next = replay.number_next.max(highest + 1);
     report.damaged_journal_frames = replay.damaged_frames;
     let in_use: HashSet<u64> = found.iter().map(|segment| segment.header.number).collect();
+    let suspended = std::mem::take(&mut replay.suspended).into_iter().collect();
     let mut survivors = replay.into_survivors();
     survivors.retain(|survivor| in_use.contains(&survivor.location.segment()));
     count_live(&mut found, &survivors, &keep.pinned);
@@ -202,7 +205,17 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     report.segments = found.len() as u64;
     report.free_segments = (free.len() + found.iter().filter(|segment| segment.live == 0).count()) as u64;
     report.leftovers = (leftovers.len() + large_orphans.len()) as u64;
-    Ok(Recovered { survivors, segments: found, report, number_next, free, old_journals, large_orphans, leftovers })
+    Ok(Recovered {
+        survivors,
+        suspended,
+        segments: found,
+        report,
+        number_next,
+        free,
+        old_journals,
+        large_orphans,
+        leftovers,
+    })
 }
 
 /// What scanning learned besides survivors.
@@ -457,6 +470,7 @@ pub(crate) fn settle<D: Disk>(
     for segment in &recovered.segments {
         segment.put_scanned(&mut scanned);
     }
+    recovered.suspended.iter().for_each(|name| put_suspension(&mut scanned, name, true));
     let mut writer = JournalWriter::new();
     let number = keeper.numbers.draw();
     writer.begin(disk, number, now_ms, keeper.numbers.next(), &scanned)?;

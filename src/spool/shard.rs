@@ -93,6 +93,7 @@ pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
         reader,
         journal,
         survivors: recovered.survivors,
+        suspended: recovered.suspended,
         stats,
         report: recovered.report,
     })

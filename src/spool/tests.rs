@@ -481,7 +481,7 @@ fn a_checkpoint_spares_the_next_start_the_scan() {
             }
         }
         let pending = RecipientState::Pending { attempts: 1, next_ms: 8 };
-        journal.checkpoint_begin();
+        journal.checkpoint_begin([]);
         for message in &live {
             let recipients: Vec<_> = message.recipient_domains.iter().map(|domain| (domain.clone(), pending)).collect();
             let message = LiveMessage {

@@ -113,6 +113,30 @@ pub enum Event {
         /// The recipient.
         recipient: Option<Address>,
     },
+    /// An operator lets one recipient wait.
+    Held {
+        /// The message.
+        id: QueueId,
+        /// The recipient.
+        recipient: Address,
+        /// As in `Deferred`.
+        site: Option<Arc<str>>,
+        /// Attempts.
+        attempts: u16,
+        /// What was answered last; 2xx when nothing was.
+        reply: Reply,
+    },
+    /// An operator lets one recipient go on.
+    Released {
+        /// The message.
+        id: QueueId,
+        /// The recipient.
+        recipient: Address,
+        /// As in `Deferred`.
+        site: Option<Arc<str>>,
+        /// Attempts.
+        attempts: u16,
+    },
     /// A report to the sender was made.
     DsnSent {
         /// The report's own queue ID.
@@ -286,6 +310,19 @@ impl Event {
             Event::Removed { id, recipient } => Line::begin(out, unix_ms, "removed")
                 .field("id", id)
                 .optional("to", recipient.as_ref().map(Bracketed))
+                .end(),
+            Event::Held { id, recipient, site, attempts, reply } => Line::begin(out, unix_ms, "held")
+                .field("id", id)
+                .field("to", Bracketed(recipient))
+                .optional("site", site.as_ref())
+                .field("attempts", attempts)
+                .optional("reply", (!reply.is_positive()).then_some(reply))
+                .end(),
+            Event::Released { id, recipient, site, attempts } => Line::begin(out, unix_ms, "released")
+                .field("id", id)
+                .field("to", Bracketed(recipient))
+                .optional("site", site.as_ref())
+                .field("attempts", attempts)
                 .end(),
             Event::DsnSent { id, about, kind, recipient } => Line::begin(out, unix_ms, "dsn_sent")
                 .field("id", id)

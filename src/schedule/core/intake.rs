@@ -35,13 +35,27 @@ pub struct Incoming {
 pub struct IncomingRecipient {
     /// Domain in lower case A-labels, or an address literal with brackets.
     pub domain: Arc<str>,
-    /// Tries so far and the time of the next, milliseconds since 1970; `None` when it is final.
-    pub pending: Option<(u16, u64)>,
+    /// `None` when it is final.
+    pub pending: Option<IncomingState>,
+}
+
+/// What a recipient waits for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct IncomingState {
+    /// Tries so far.
+    pub attempts: u16,
+    /// Time of the next, milliseconds since 1970; `None` when an operator holds it.
+    pub next_ms: Option<u64>,
+}
+
+impl IncomingState {
+    /// Never tried, due at once.
+    pub const NEW: IncomingState = IncomingState { attempts: 0, next_ms: Some(0) };
 }
 
 impl From<AcceptedMessage> for Incoming {
     fn from(message: AcceptedMessage) -> Incoming {
-        let new = |domain| IncomingRecipient { domain, pending: Some((0, 0)) };
+        let new = |domain| IncomingRecipient { domain, pending: Some(IncomingState::NEW) };
         Incoming {
             queue_id: message.queue_id,
             location: message.location,
@@ -102,9 +116,10 @@ impl Scheduler {
             return;
         }
         for (part, next_ms) in self.cut_into_parts(now, message, &incoming) {
-            match next_ms > now {
-                true => self.defer_part(part, next_ms),
-                false => self.ready_part(now, part, false),
+            match next_ms {
+                None => self.keep_held(part),
+                Some(next_ms) if next_ms > now => self.defer_part(part, next_ms),
+                Some(_) => self.ready_part(now, part, false),
             }
         }
         // A domain that is known to lead nowhere may have ended it already.
@@ -114,8 +129,8 @@ impl Scheduler {
     }
 
     /// Loose parts with the time of their next try: recipients that share site, attempts and time.
-    fn cut_into_parts(&mut self, now: u64, message: u32, incoming: &Incoming) -> SmallVec<[(u32, u64); 1]> {
-        type Key = (Together, (u16, u64));
+    fn cut_into_parts(&mut self, now: u64, message: u32, incoming: &Incoming) -> SmallVec<[(u32, Option<u64>); 1]> {
+        type Key = (Together, IncomingState);
         let mut pending: SmallVec<[(Key, RecipientIndex); 1]> = SmallVec::new();
         for (index, recipient) in incoming.recipients.iter().enumerate() {
             if let Some(state) = recipient.pending {
@@ -128,7 +143,7 @@ impl Scheduler {
         let recipients_max = self.settings.recipients_max;
         let mut parts = SmallVec::new();
         for group in pending.chunk_by(|a, b| a.0 == b.0) {
-            let (attempts, next_ms) = group[0].0.1;
+            let IncomingState { attempts, next_ms } = group[0].0.1;
             for chunk in group.chunks(recipients_max) {
                 let indices: SmallVec<[RecipientIndex; 16]> = chunk.iter().map(|(_, index)| *index).collect();
                 parts.push((self.new_part(message, Recipients::from_slice(&indices), attempts), next_ms));
@@ -156,6 +171,7 @@ impl Scheduler {
         let message = self.messages.remove(key);
         assert!(message.live == 0 && message.parts == NONE, "a message ends when all its recipients are final");
         self.reports.remove(&key);
+        self.extended.remove(&key);
         let hash = mix(message.queue_id.0 ^ self.hash_seed);
         let entry = self.by_queue_id.find_entry(hash, |other| *other == key);
         entry.expect("every message is indexed").remove();

@@ -19,11 +19,15 @@
 //!
 //! From every state the message's expiry takes the part away (from `Running` when the job ends). What never happens: a
 //! recipient in two parts, a part without recipients, a recipient recorded as bounced before its DSN is durable.
+//! An operator can take a part off its list into `Held`, and back to `Ready` (`orders`).
 //! Modules: `intake` (messages, domains), `routing` (next hops, sites), `dispatch` (lanes, jobs), `outcome` (ends of
-//! jobs, retries, expiry), `reports` (DSNs), `view` (what operators and the checkpoint read).
+//! jobs, retries, expiry), `reports` (DSNs), `orders` (of operators), `view` and
+//! `explain` (what operators and the checkpoint read).
 
 mod dispatch;
+mod explain;
 mod intake;
+mod orders;
 mod outcome;
 mod reports;
 mod routing;
@@ -48,10 +52,11 @@ use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 use smallvec::SmallVec;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
-pub use intake::{Incoming, IncomingRecipient};
+pub use intake::{Incoming, IncomingRecipient, IncomingState};
+pub use orders::{Criteria, Order, Target};
 pub use view::{LiveMessageView, PendingRecipient};
 
 /// What the scheduler wants done.
@@ -214,6 +219,13 @@ pub enum RecipientRecord {
     Bounced,
     /// Likewise, because of age.
     Expired,
+    /// An operator deleted it.
+    Removed,
+    /// It waits for an operator.
+    Held {
+        /// Tries so far.
+        attempts: u16,
+    },
 }
 
 /// Outcomes of recipients of one message at one moment, for the log.
@@ -253,6 +265,12 @@ pub enum Fate {
     Bounced,
     /// Given up because of age.
     Expired,
+    /// Deleted by an operator.
+    Removed,
+    /// An operator lets it wait.
+    Held,
+    /// An operator lets it go on.
+    Released,
 }
 
 /// Numbers of what happened since the start.
@@ -266,6 +284,8 @@ pub struct Totals {
     pub bounced: u64,
     /// Recipients expired.
     pub expired: u64,
+    /// Recipients deleted by operators.
+    pub removed: u64,
     /// Answers about lanes or tokens that are not, or no longer, known.
     pub strays: u64,
     /// Jobs given up by the watchdog.
@@ -308,6 +328,12 @@ pub struct Scheduler {
     watch_ms: u64,
     /// Failures, successes and delays to report, per message key.
     reports: HashMap<u32, reports::Reports>,
+    /// Orders for parts that run.
+    orders: HashMap<u32, orders::PendingOrders>,
+    /// Messages that were released after their time, and when they expire now.
+    extended: HashMap<u32, u64>,
+    /// Sites that an operator has suspended.
+    suspended: BTreeSet<Arc<str>>,
     tokens: HashMap<u64, Token>,
     token_next: u64,
     actions: VecDeque<Action>,
@@ -315,6 +341,8 @@ pub struct Scheduler {
     flush_next: Option<u32>,
     running: usize,
     recipients: usize,
+    /// Recipients that are held.
+    held: usize,
     stopping: bool,
     totals: Totals,
 }
@@ -410,6 +438,8 @@ enum PartState {
     Running,
     /// In the wheel.
     Deferred,
+    /// On none: it waits for an operator.
+    Held,
 }
 
 /// Indices in ascending order; not empty.
@@ -570,15 +600,24 @@ impl Scheduler {
             shard_lanes,
             watch_ms: now + WATCH_MS,
             reports: HashMap::new(),
+            orders: HashMap::new(),
+            extended: HashMap::new(),
+            suspended: BTreeSet::new(),
             tokens: HashMap::new(),
             token_next: 1,
             actions: VecDeque::new(),
             flush_next: None,
             running: 0,
             recipients: 0,
+            held: 0,
             stopping: false,
             totals: Totals::default(),
         }
+    }
+
+    /// Whether a message is in the queue.
+    pub fn is_queued(&self, queue_id: QueueId) -> bool {
+        self.find_message(queue_id).is_some()
     }
 
     /// Messages in the queue.
@@ -728,9 +767,14 @@ impl Scheduler {
         self.base_ms + u64::from(tick) * TICK_MS
     }
 
-    /// When a message expires. A process that was down for long gives what it finds one more try first.
-    fn expires_ms(&self, message: &Message) -> u64 {
-        let age_out = message.arrival_ms.saturating_add(self.settings.lifetime_ms);
-        age_out.max(self.base_ms + self.settings.delay_ms_min)
+    /// When a message expires. A process that was down for long gives what it finds one more try first; so does a
+    /// release of what was held for long.
+    fn expires_ms(&self, message: u32) -> u64 {
+        let age_out = self.messages[message].arrival_ms.saturating_add(self.settings.lifetime_ms);
+        let expires = age_out.max(self.base_ms + self.settings.delay_ms_min);
+        match self.extended.is_empty() {
+            true => expires,
+            false => self.extended.get(&message).copied().unwrap_or(0).max(expires),
+        }
     }
 }

@@ -15,21 +15,21 @@ use std::sync::Arc;
 
 /// Who said something about recipients, and at which try.
 #[derive(Clone, Default)]
-struct Context {
-    site: Option<Arc<str>>,
-    remote: Option<Arc<Remote>>,
-    attempts: u16,
+pub(super) struct Context {
+    pub(super) site: Option<Arc<str>>,
+    pub(super) remote: Option<Arc<Remote>>,
+    pub(super) attempts: u16,
     /// What a sender who asked for it hears of delivered recipients.
-    success: Option<SuccessReport>,
+    pub(super) success: Option<SuccessReport>,
 }
 
 /// The outcomes of one job, sorted.
 #[derive(Default)]
-struct Sorted {
+pub(super) struct Sorted {
     delivered: Vec<(RecipientIndex, Reply)>,
-    bounced: Vec<(RecipientIndex, Reply)>,
-    deferred: Vec<(RecipientIndex, Reply)>,
-    not_tried: Vec<RecipientIndex>,
+    pub(super) bounced: Vec<(RecipientIndex, Reply)>,
+    pub(super) deferred: Vec<(RecipientIndex, Reply)>,
+    pub(super) not_tried: Vec<RecipientIndex>,
     /// What the site itself was blamed for.
     site_reply: Option<Reply>,
 }
@@ -58,7 +58,7 @@ impl Scheduler {
         lane.state = LaneUse::Idle;
         let site = lane.site;
         self.running -= 1;
-        let sorted = self.sort_outcomes(part, &done);
+        let mut sorted = self.sort_outcomes(part, &done);
         let pause_ends = self.judge_site(now, site, &done, &sorted, first);
         self.sites[site as usize].busy -= 1;
         let context = Context {
@@ -71,6 +71,7 @@ impl Scheduler {
             self.pause_site(site, until_ms);
         }
         self.parts[part].state = PartState::Loose;
+        self.settle_orders(now, part, &mut sorted, &context);
         self.settle(now, part, sorted, &context);
         match done.lane_state {
             _ if given_up => self.close_lane(now, done.lane),
@@ -302,6 +303,13 @@ impl Scheduler {
                 self.try_report(now, message);
                 self.try_finish(now, message);
             }
+            // It was released after its time, and this was its last try.
+            RouteFailure::Transient(reply) if self.messages[message].expired => {
+                let recipients = self.drop_part(part);
+                self.fail_recipients(now, message, all(&recipients, reply), true, &context);
+                self.try_report(now, message);
+                self.try_finish(now, message);
+            }
             RouteFailure::Transient(reply) => {
                 let queued = &mut self.parts[part];
                 queued.attempts = attempts.saturating_add(1);
@@ -316,7 +324,7 @@ impl Scheduler {
 
     /// Recipients that failed for good: they stay in the queue until their DSN is durable, or end here when nobody is
     /// to be told.
-    fn fail_recipients(
+    pub(super) fn fail_recipients(
         &mut self,
         now: u64,
         message: u32,
@@ -377,7 +385,7 @@ impl Scheduler {
     /// The timer of a message: its expiry, its delay DSN, or a report that waits.
     pub(super) fn message_due(&mut self, now: u64, key: u32) {
         let message = &self.messages[key];
-        if !message.expired && now >= self.expires_ms(message) {
+        if !message.expired && now >= self.expires_ms(key) {
             self.expire(now, key);
         } else if self.delay_due_ms(key).is_some_and(|due| now >= due) {
             self.report_delay(key);
@@ -398,7 +406,7 @@ impl Scheduler {
     /// Sets the timer of a message to the first thing that its age will bring.
     pub(super) fn arm_message(&mut self, key: u32) {
         let message = &self.messages[key];
-        let expiry = (!message.expired).then(|| self.expires_ms(message));
+        let expiry = (!message.expired).then(|| self.expires_ms(key));
         let due = [expiry, self.delay_due_ms(key), self.report_due_ms(key)].into_iter().flatten().min();
         self.message_wheel.remove(&mut self.messages, key);
         if let Some(due) = due {
@@ -411,17 +419,20 @@ impl Scheduler {
         let message = &self.messages[key];
         let due = message.arrival_ms.saturating_add(self.settings.delay_dsn_after_ms);
         let wanted = message.delay == DelayDsn::NotDue && !message.null_reverse_path && !message.expired;
+        // Nobody is told that the operator lets a message wait.
+        let wanted = wanted && (self.held == 0 || self.parts_of(key).any(|part| part.state != PartState::Held));
         wanted.then(|| due.max(self.delay_retry_ms(key)))
     }
 
-    /// A message has reached its lifetime: every recipient that is not being tried now fails with the last reply.
+    /// A message has reached its lifetime: every recipient that is not being tried now, and not held,
+    /// fails with the last reply.
     fn expire(&mut self, now: u64, key: u32) {
         self.messages[key].expired = true;
         let mut next = self.messages[key].parts;
         while next != NONE {
             let part = next;
             next = self.parts[part].sibling;
-            if self.parts[part].state == PartState::Running {
+            if matches!(self.parts[part].state, PartState::Running | PartState::Held) {
                 continue;
             }
             self.detach(part);
@@ -444,6 +455,7 @@ impl Scheduler {
             PartState::Loose => {}
             PartState::Running => unreachable!("a running part belongs to its lane"),
             PartState::Ready => self.unready_part(part),
+            PartState::Held => self.unhold_part(part),
             PartState::Deferred => {
                 self.part_wheel.remove(&mut self.parts, part);
                 self.undefer_part(part);
@@ -462,7 +474,7 @@ impl Scheduler {
         self.replies.get(&part.reply).cloned().or_else(of_site).unwrap_or_else(never_tried)
     }
 
-    fn log(
+    pub(super) fn log(
         &mut self,
         now: u64,
         message: u32,

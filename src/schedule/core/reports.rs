@@ -99,7 +99,7 @@ impl Scheduler {
         let mut part = self.messages[message].parts;
         while part != NONE {
             let queued = &self.parts[part];
-            if queued.state != PartState::Deferred {
+            if !matches!(queued.state, PartState::Deferred | PartState::Held) {
                 return true;
             }
             part = queued.sibling;
@@ -121,7 +121,10 @@ impl Scheduler {
                 remote: None,
                 fate: ReportedFate::Delayed,
             };
-            reported.extend(queued.recipients.all().iter().map(about));
+            // One that is held waits for nobody but the operator.
+            if queued.state != PartState::Held {
+                reported.extend(queued.recipients.all().iter().map(about));
+            }
             part = queued.sibling;
         }
         if reported.is_empty() {
@@ -144,7 +147,7 @@ impl Scheduler {
             queue_id: message.queue_id,
             location: message.location,
             arrival_ms: message.arrival_ms,
-            expires_ms: self.expires_ms(message),
+            expires_ms: self.expires_ms(key),
             recipients,
         }));
     }

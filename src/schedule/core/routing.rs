@@ -242,21 +242,26 @@ impl Scheduler {
         site
     }
 
+    /// What log and operators call a site.
+    pub(super) fn site_name_of(&self, key: &SiteKey) -> Arc<str> {
+        match key {
+            SiteKey::Mailbox => "mailbox".into(),
+            SiteKey::Fixed(index) => format!("route:{}", self.router.routes()[*index].domain).into(),
+            SiteKey::Mx(name) => name.clone(),
+        }
+    }
+
     fn make_site(&mut self, key: SiteKey) -> u32 {
         let connections_max = self.settings.connections_max;
-        let (name, policy, window) = match &key {
-            SiteKey::Mailbox => {
-                let window = Window::fixed(self.settings.mailbox_jobs_max);
-                (Arc::from("mailbox"), SitePolicy::default(), window)
-            }
-            SiteKey::Fixed(index) => {
-                let route = &self.router.routes()[*index];
-                let name = format!("route:{}", route.domain);
-                (name.into(), SitePolicy::of(route), Window::new(connections_max))
-            }
-            SiteKey::Mx(name) => (name.clone(), SitePolicy::default(), Window::new(connections_max)),
+        let name = self.site_name_of(&key);
+        let (policy, window) = match &key {
+            SiteKey::Mailbox => (SitePolicy::default(), Window::fixed(self.settings.mailbox_jobs_max)),
+            SiteKey::Fixed(index) => (SitePolicy::of(&self.router.routes()[*index]), Window::new(connections_max)),
+            SiteKey::Mx(_) => (SitePolicy::default(), Window::new(connections_max)),
         };
-        let site = self.sites.insert(Site::new(key.clone(), name, policy, window)) as u32;
+        let mut site = Site::new(key.clone(), name, policy, window);
+        site.suspended = self.suspended.contains(&site.name);
+        let site = self.sites.insert(site) as u32;
         self.site_index.insert(key, site);
         site
     }

@@ -42,6 +42,8 @@ enum Event {
     Submitted(u64, bool),
     Flush,
     Restart,
+    Order(Order, Criteria),
+    Suspend(String, bool),
 }
 
 /// What the world knows of a recipient.
@@ -75,6 +77,9 @@ struct World {
     lanes: Map<LaneId, (String, u64, usize)>,
     closed: HashSet<LaneId>,
     flushed_at: u64,
+    /// An operator let mail wait: what expires was not starved.
+    meddled: bool,
+    suspended: HashSet<String>,
     digest: u64,
     jobs: u64,
 }
@@ -132,6 +137,8 @@ impl World {
             lanes: Map::new(),
             closed: HashSet::new(),
             flushed_at: 0,
+            meddled: false,
+            suspended: HashSet::new(),
             digest: 0,
             jobs: 0,
         };
@@ -154,6 +161,48 @@ impl World {
             let at = self.random.below(span * 2);
             self.after(at, Event::Restart);
         }
+        if self.random.below(2) == 0 {
+            self.plan_orders(messages, span);
+        }
+    }
+
+    /// What operators do; everything that they let wait goes on in the end.
+    fn plan_orders(&mut self, messages: u64, span: u64) {
+        for _ in 0..1 + self.random.below(6) {
+            let at = self.random.below(span * 2);
+            let order = match self.random.below(8) {
+                0..=2 => Order::Hold,
+                3 => Order::Release,
+                4 => Order::Delete,
+                5 => Order::Bounce(reply(554, "by order")),
+                _ => Order::Flush,
+            };
+            let mut criteria = Criteria::default();
+            match self.random.below(4) {
+                0 => {
+                    let n = self.random.below(self.hosts.len() as u64) as usize;
+                    criteria.domain = self.hosts.keys().nth(n).cloned();
+                }
+                1 => {
+                    let n = self.random.below(self.manners.len() as u64) as usize;
+                    criteria.site = self.manners.keys().nth(n).cloned();
+                }
+                2 if order == Order::Hold || order == Order::Flush => {}
+                _ => criteria.queue_id = Some(QueueId((1 << 24) + self.random.below(messages) * 8)),
+            }
+            self.after(at, Event::Order(order, criteria));
+        }
+        if self.random.below(2) == 0 {
+            let n = self.random.below(self.manners.len() as u64) as usize;
+            let site = self.manners.keys().nth(n).cloned().expect("there are sites");
+            let at = self.random.below(span);
+            self.after(at, Event::Suspend(site.clone(), true));
+            let until = at + self.random.below(span * 2);
+            self.after(until, Event::Suspend(site, false));
+        }
+        for part in [2, 3] {
+            self.after(span * part + 1, Event::Order(Order::Release, Criteria::default()));
+        }
     }
 
     fn random_message(&mut self, n: u64, at: u64) -> Incoming {
@@ -167,7 +216,7 @@ impl World {
                 3 => "nowhere.test".to_string(),
                 _ => domains[self.random.below(domains.len() as u64) as usize].clone(),
             };
-            IncomingRecipient { domain: domain.into(), pending: Some((0, 0)) }
+            IncomingRecipient { domain: domain.into(), pending: Some(IncomingState::NEW) }
         });
         let recipients = recipients.collect();
         Incoming {
@@ -246,6 +295,38 @@ impl World {
                 self.core.flush(self.now);
             }
             Event::Restart => self.restart(),
+            Event::Order(order, criteria) => self.order(&order, &criteria),
+            Event::Suspend(site, suspended) => {
+                self.meddled = true;
+                assert_eq!(self.core.suspend(&site, suspended), self.suspended.contains(&site) != suspended);
+                match suspended {
+                    true => self.suspended.insert(site),
+                    false => self.suspended.remove(&site),
+                };
+            }
+        }
+    }
+
+    fn order(&mut self, order: &Order, criteria: &Criteria) {
+        match order {
+            Order::Flush => self.flushed_at = self.now,
+            Order::Hold => self.meddled = true,
+            _ => {}
+        }
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let (targets, behind) = self.core.select(criteria, from, 7);
+            next = behind;
+            for target in targets {
+                let (incoming, _) = &self.messages[&target.queue_id];
+                for index in &target.recipients {
+                    let domain = &incoming.recipients[*index as usize].domain;
+                    assert!(criteria.domain.as_deref().is_none_or(|wanted| *wanted == **domain));
+                }
+                let done = self.core.order(self.now, target.queue_id, &target.recipients, order);
+                assert!(done <= target.recipients.len());
+                self.carry_out();
+            }
         }
     }
 
@@ -263,8 +344,14 @@ impl World {
     /// The process dies: what the journal holds comes back, running jobs and open connections are gone.
     fn restart(&mut self) {
         self.core = Scheduler::new(self.settings.clone(), self.router.clone(), self.seed ^ self.now, self.now);
+        for site in &self.suspended {
+            self.core.suspend(site, true);
+        }
         self.lanes.clear();
-        let gone = |event: &Event| !matches!(event, Event::Accept(_) | Event::Flush | Event::Restart);
+        let gone = |event: &Event| {
+            let of_operators = matches!(event, Event::Flush | Event::Restart | Event::Order(..) | Event::Suspend(..));
+            !of_operators && !matches!(event, Event::Accept(_))
+        };
         self.events.retain(|_, event| !gone(event));
         let mut live: Vec<QueueId> = self.messages.keys().filter(|id| !self.done.contains(id)).copied().collect();
         live.sort_unstable();
@@ -275,12 +362,15 @@ impl World {
             for (recipient, truth) in survivor.recipients.iter_mut().zip(truths) {
                 truth.running = false;
                 recipient.pending = match truth.recorded {
-                    None => Some((0, 0)),
-                    Some(RecipientRecord::Pending { attempts, next_ms }) => Some((attempts, next_ms)),
+                    None => Some(IncomingState::NEW),
+                    Some(RecipientRecord::Pending { attempts, next_ms }) => {
+                        Some(IncomingState { attempts, next_ms: Some(next_ms) })
+                    }
+                    Some(RecipientRecord::Held { attempts }) => Some(IncomingState { attempts, next_ms: None }),
                     Some(_) => None,
                 };
-                truth.attempts = recipient.pending.map_or(0, |(attempts, _)| attempts);
-                truth.not_before = recipient.pending.map_or(0, |(_, next_ms)| next_ms);
+                truth.attempts = recipient.pending.map_or(0, |state| state.attempts);
+                truth.not_before = recipient.pending.and_then(|state| state.next_ms).unwrap_or(0);
             }
             self.core.handle_accepted(self.now, survivor);
         }
@@ -338,8 +428,15 @@ impl World {
             assert!(!waits || flushed, "seed {seed}: {} of {} came early", index, job.queue_id);
             assert!(!matches!(
                 truth.recorded,
-                Some(RecipientRecord::Delivered | RecipientRecord::Bounced | RecipientRecord::Expired)
+                Some(
+                    RecipientRecord::Delivered
+                        | RecipientRecord::Bounced
+                        | RecipientRecord::Expired
+                        | RecipientRecord::Removed
+                        | RecipientRecord::Held { .. }
+                )
             ));
+            assert!(!self.suspended.contains(&name), "seed {seed}: a job for a suspended site");
             truth.running = true;
             truth.first_seen.get_or_insert(self.now);
             assert_eq!(truth.attempts, job.attempts, "seed {seed}");
@@ -459,9 +556,21 @@ impl World {
         match record {
             Record::Recipient { queue_id, recipient, state } => {
                 let truth = &mut self.messages.get_mut(&queue_id).expect("it was accepted").1[recipient as usize];
-                let is_final = |state| !matches!(state, RecipientRecord::Pending { .. });
+                // What is deleted while it is tried stays so, whatever the far side says then.
+                if truth.recorded == Some(RecipientRecord::Removed) {
+                    return;
+                }
+                let is_final = |state| !matches!(state, RecipientRecord::Pending { .. } | RecipientRecord::Held { .. });
                 assert!(!truth.recorded.is_some_and(is_final), "seed {seed}: {recipient} of {queue_id} ends twice");
-                if let RecipientRecord::Pending { attempts, next_ms } = state {
+                if let RecipientRecord::Held { attempts } = state {
+                    // Where the try counts, it has ended, if only by the watchdog.
+                    truth.running &= attempts == truth.attempts;
+                    truth.attempts = attempts;
+                } else if let RecipientRecord::Pending { next_ms, .. } = state
+                    && next_ms == self.now
+                {
+                    truth.not_before = self.now;
+                } else if let RecipientRecord::Pending { attempts, next_ms } = state {
                     let delay = next_ms - self.now;
                     assert!(
                         delay >= self.settings.delay_ms_min * 4 / 5 && delay <= self.settings.delay_ms_max * 6 / 5 + 1
@@ -492,9 +601,16 @@ impl World {
                     let good = site.is_some_and(|site| self.manners[site] == Manner::Good);
                     // Lookups may fail for long, and few lanes for all may be taken by slow sites; otherwise not.
                     let crowded = self.settings.lanes_max < 4096;
-                    assert!(!good || crowded || truth.attempts > 2, "seed {}: starved at a good site", self.seed);
+                    assert!(
+                        !good || crowded || self.meddled || truth.attempts > 2,
+                        "seed {}: starved at a good site",
+                        self.seed
+                    );
                 }
-                Fate::Bounced | Fate::Deferred { .. } => assert_eq!(truth.delivered, 0, "seed {}", self.seed),
+                Fate::Released => {}
+                Fate::Bounced | Fate::Deferred { .. } | Fate::Removed | Fate::Held => {
+                    assert_eq!(truth.delivered, 0, "seed {}", self.seed)
+                }
             }
         }
     }
@@ -503,6 +619,7 @@ impl World {
         let seed = self.seed;
         assert_eq!(self.core.message_count(), 0, "seed {seed}: {}", self.core.queue_summary(self.now));
         assert_eq!((self.core.recipient_count(), self.core.running_count()), (0, 0), "seed {seed}");
+        assert!(self.core.orders.is_empty() && self.core.extended.is_empty() && self.core.held == 0, "seed {seed}");
         assert!(self.core.reports.is_empty() && self.core.parts.is_empty() && self.core.replies.is_empty());
         for (id, (incoming, truths)) in &self.messages {
             assert!(self.done.contains(id), "seed {seed}: {id} is not done");

@@ -1,5 +1,7 @@
 //! Tests of single rules of the core, by a scheduler whose answers a test gives by hand.
 
+mod orders;
+
 use super::*;
 use crate::bus::{
     AcceptedMessage, Deferral, DeferralScope, EndpointHost, JobDone, LaneState, Outcome, Protocol, SuccessReport,
@@ -86,7 +88,7 @@ pub(super) fn untried(job: &Job) -> JobDone {
     }
 }
 
-struct Bench {
+pub(super) struct Bench {
     scheduler: Scheduler,
     now: u64,
     ids: u64,
@@ -558,8 +560,8 @@ fn survivors_keep_their_times_and_final_recipients_stay_final() {
     let mut bench = Bench::plain();
     let mut incoming = bench.incoming(&["a.example", "b.example", "c.example"]);
     incoming.recipients[0].pending = None;
-    incoming.recipients[1].pending = Some((3, START + HOUR));
-    incoming.recipients[2].pending = Some((1, START - HOUR));
+    incoming.recipients[1].pending = Some(IncomingState { attempts: 3, next_ms: Some(START + HOUR) });
+    incoming.recipients[2].pending = Some(IncomingState { attempts: 1, next_ms: Some(START - HOUR) });
     let id = bench.put(incoming);
     let job = bench.job();
     assert_eq!((&job.recipients[..], job.attempts), (&[2][..], 1));
@@ -660,7 +662,7 @@ fn show_says_why_a_message_waits() {
     assert_eq!(rows[0]["site"].as_str(), Some("mx:mx.a.example"));
     let summary = bench.scheduler.queue_summary(bench.now);
     assert_eq!((summary["sites"][0]["deferred"].as_u64(), summary["deferred"].as_u64()), (Some(1), Some(1)));
-    let list = bench.scheduler.queue_list(bench.now, 10);
+    let list = bench.scheduler.queue_rows(bench.now, &[id]);
     assert_eq!((list.len(), list[0].1["recipients"].as_u64()), (1, Some(2)));
     assert!(bench.scheduler.queue_show(bench.now, QueueId(1)).is_none());
 }

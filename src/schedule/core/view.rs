@@ -4,10 +4,9 @@
 use super::{DelayDsn, LaneUse, Part, PartState, RouteState, Scheduler};
 use crate::bus::RecipientIndex;
 use crate::schedule::pool::NONE;
-use crate::schedule::site::{Health, Site, SiteKey};
+use crate::schedule::site::{Health, Site};
 use crate::spool::{Location, QueueId};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 /// A queued message as the checkpoint wants it.
@@ -36,8 +35,8 @@ pub struct LiveMessageView {
 pub struct PendingRecipient {
     /// Tries so far.
     pub attempts: u16,
-    /// Not before; 0 is at once.
-    pub next_ms: u64,
+    /// Not before; 0 is at once, `None` when an operator releases it.
+    pub next_ms: Option<u64>,
 }
 
 impl Scheduler {
@@ -56,7 +55,11 @@ impl Scheduler {
         let mut recipients: Vec<(Arc<str>, Option<PendingRecipient>)> =
             message.domains.all().iter().map(name).collect();
         for part in self.parts_of(key) {
-            let next_ms = if part.state == PartState::Deferred { self.ms_of(part.tick) } else { 0 };
+            let next_ms = match part.state {
+                PartState::Held => None,
+                PartState::Deferred => Some(self.ms_of(part.tick)),
+                _ => Some(0),
+            };
             for index in part.recipients.all() {
                 recipients[*index as usize].1 = Some(PendingRecipient { attempts: part.attempts, next_ms });
             }
@@ -65,7 +68,7 @@ impl Scheduler {
         // Delivered ones are final, whether or not the sender has been told.
         let pending = self.reports.get(&key).into_iter().flat_map(|reports| reports.pending());
         for failed in pending.filter(|pending| !pending.fate.is_success()) {
-            let state = PendingRecipient { attempts: failed.attempts, next_ms: 0 };
+            let state = PendingRecipient { attempts: failed.attempts, next_ms: Some(0) };
             recipients[failed.recipient as usize].1 = Some(state);
         }
         LiveMessageView {
@@ -80,7 +83,7 @@ impl Scheduler {
         }
     }
 
-    fn parts_of(&self, message: u32) -> impl Iterator<Item = &Part> {
+    pub(super) fn parts_of(&self, message: u32) -> impl Iterator<Item = &Part> {
         let mut next = self.messages[message].parts;
         std::iter::from_fn(move || {
             let part = self.parts.get(next)?;
@@ -89,19 +92,15 @@ impl Scheduler {
         })
     }
 
-    /// The oldest messages, oldest first, at most `limit`, each with the place of its record and a JSON object.
-    pub fn queue_list(&self, now: u64, limit: usize) -> Vec<(Location, Value)> {
-        let mut oldest: BinaryHeap<(u64, u32)> = BinaryHeap::new();
-        for (key, message) in self.messages.iter() {
-            oldest.push((message.arrival_ms, key));
-            if oldest.len() > limit {
-                oldest.pop();
-            }
-        }
-        let rows = oldest.into_sorted_vec().into_iter().map(|(_, key)| {
+    /// One line for each of these messages that is queued: the place of its record and a JSON object.
+    pub fn queue_rows(&self, now: u64, ids: &[QueueId]) -> Vec<(Location, Value)> {
+        let rows = ids.iter().filter_map(|id| self.find_message(*id)).map(|key| {
             let mut row = self.message_json(key);
             // One line says the state of the part that will move next.
-            let first = self.parts_of(key).min_by_key(|part| self.next_ms(part).unwrap_or(0));
+            let first = self.parts_of(key).min_by_key(|part| match part.state {
+                PartState::Held => u64::MAX,
+                _ => self.next_ms(part).unwrap_or(0),
+            });
             row["state"] = first.map_or("reporting", |part| state_name(part.state)).into();
             row["site"] = first.and_then(|part| self.site_name(part)).into();
             row["attempts"] = first.map(|part| part.attempts).into();
@@ -132,7 +131,7 @@ impl Scheduler {
         }
         recipients.sort_by_key(|(index, _)| *index);
         let mut row = self.message_json(key);
-        row["expires_ms"] = self.expires_ms(message).into();
+        row["expires_ms"] = self.expires_ms(key).into();
         row["priority"] = message.priority.into();
         row["null_reverse_path"] = message.null_reverse_path.into();
         row["delay_dsn_sent"] = (message.delay == DelayDsn::Sent).into();
@@ -142,20 +141,17 @@ impl Scheduler {
 
     /// Counts per site and state.
     pub fn queue_summary(&self, now: u64) -> Value {
-        let mut sites: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-        for (_, site) in &self.sites {
-            sites.entry(&site.name).or_default().push(site_json(now, site));
-        }
         json!({
             "messages": self.messages.len(),
             "recipients": self.recipients,
             "running": self.running,
             "routing": self.hops.iter().map(|(_, hop)| hop.waiting.len()).sum::<usize>(),
             "deferred": self.part_wheel.len(),
+            "held": self.held,
             "reporting": self.reports.values().filter(|reports| reports.pending().next().is_some()).count(),
             "lanes": self.lanes.len(),
             "lanes_idle": self.lanes.values().filter(|lane| matches!(lane.state, LaneUse::Idle)).count(),
-            "sites": sites.into_values().flatten().collect::<Vec<Value>>(),
+            "sites": self.site_list(now),
         })
     }
 
@@ -196,6 +192,7 @@ impl Scheduler {
         match part.state {
             PartState::Deferred => Some(self.ms_of(part.tick)),
             PartState::Ready => match self.site_of(part)?.health {
+                _ if self.site_of(part)?.suspended => None,
                 Health::Paused { until_ms, .. } => Some(until_ms),
                 _ => None,
             },
@@ -207,6 +204,7 @@ impl Scheduler {
     fn reason(&self, now: u64, part: &Part) -> String {
         match part.state {
             PartState::Loose => "is being moved".into(),
+            PartState::Held => "is held by the operator".into(),
             PartState::Running => "is being delivered".into(),
             PartState::Routing(hop) => match &self.hops[hop as usize].route {
                 RouteState::Known { .. } => "waits for a newer answer about its next hop".into(),
@@ -223,7 +221,10 @@ impl Scheduler {
 
 const REPORTING: &str = "has failed and waits for its DSN to be stored";
 
-fn site_reason(now: u64, site: &Site) -> String {
+pub(super) fn site_reason(now: u64, site: &Site) -> String {
+    if site.suspended {
+        return "its site is suspended by the operator".into();
+    }
     let last = site.last_failure.as_ref().map_or_else(String::new, |reply| format!(", after: {reply}"));
     match site.health {
         Health::Paused { until_ms, pauses } if until_ms > now => {
@@ -245,28 +246,6 @@ fn state_name(state: PartState) -> &'static str {
         PartState::Ready => "ready",
         PartState::Running => "running",
         PartState::Deferred => "deferred",
+        PartState::Held => "held",
     }
-}
-
-fn site_json(now: u64, site: &Site) -> Value {
-    let (health, until) = match site.health {
-        Health::Open => ("open", None),
-        Health::Paused { until_ms, .. } => ("paused", Some(until_ms)),
-        Health::Probing { .. } => ("probing", None),
-    };
-    let mut row = json!({
-        "site": *site.name,
-        "state": health,
-        "until_ms": until,
-        "ready": site.ready_len(),
-        "running": site.busy,
-        "deferred": site.deferred,
-        "connections": if site.key == SiteKey::Mailbox { 0 } else { site.open },
-        "window": site.window.limit(),
-        "last_failure": site.last_failure.as_ref().map(|reply| reply.to_string()),
-    });
-    if site.ready_len() > 0 && !site.may_start(now) {
-        row["reason"] = site_reason(now, site).into();
-    }
-    row
 }

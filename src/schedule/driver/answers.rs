@@ -1,14 +1,16 @@
 //! What tasks of the driver come back with; and the lookups, a bounded number at a time.
 
 use super::log::Done;
+use super::orders::AnswerTo;
 use super::reports::Built;
 use crate::dns::Resolver;
 use crate::dns::route::{Identity, NextHop, ResolvedRoute, RouteFailure, RouteOptions, resolve_route};
 use crate::rt::{self, Notify};
-use crate::schedule::core::HopId;
+use crate::schedule::core::{HopId, Target};
 use crate::schedule::random::Random;
 use crate::schedule::router::LookupTarget;
-use crate::smtp::{EnhancedCode, Reply};
+use crate::smtp::{Address, EnhancedCode, Reply};
+use crate::spool::QueueId;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -21,6 +23,12 @@ pub(super) enum Answer {
     Report { token: u64, result: Result<Option<Built>, String> },
     /// Everything about this message is in the log.
     Done(Done),
+    /// Envelopes were read for an order: these recipients match.
+    Narrowed(Vec<Target>),
+    /// Envelopes were read for a listing: these messages match.
+    Listed { ids: Vec<QueueId>, answer: AnswerTo },
+    /// The way of a recipient was looked up for an operator.
+    Explained { recipient: Address, result: Result<ResolvedRoute, RouteFailure>, answer: AnswerTo },
 }
 
 /// Answers that the loop has not taken; bounded by what may be under way. Cloning shares it.
@@ -39,6 +47,11 @@ impl Answers {
         self.0.changed.notify_all();
     }
 
+    /// Gives an answer in any case: this one, if the task ends (by a panic) without its own.
+    pub(super) fn or_else(&self, answer: Answer) -> Unless {
+        Unless { answers: self.clone(), answer: Some(answer) }
+    }
+
     pub(super) fn take(&self) -> Option<Answer> {
         self.0.queue.borrow_mut().pop_front()
     }
@@ -53,6 +66,26 @@ impl Answers {
     }
 }
 
+/// The answer of a task that gives none itself.
+pub(super) struct Unless {
+    answers: Answers,
+    answer: Option<Answer>,
+}
+
+impl Unless {
+    pub(super) fn answer(&mut self, answer: Answer) {
+        self.answer = Some(answer);
+    }
+}
+
+impl Drop for Unless {
+    fn drop(&mut self) {
+        if let Some(answer) = self.answer.take() {
+            self.answers.put(answer);
+        }
+    }
+}
+
 /// Lookups at once; more wait. After a restart there may be as many as domains.
 const LOOKUPS_MAX: usize = 256;
 
@@ -63,7 +96,8 @@ pub(super) struct Lookups {
     waiting: VecDeque<(HopId, LookupTarget)>,
 }
 
-struct Asker {
+/// Asks the resolver the way that deliveries take.
+pub(super) struct Asker {
     resolver: Resolver,
     identity: Identity,
     options: RouteOptions,
@@ -99,6 +133,11 @@ impl Lookups {
         });
     }
 
+    /// For a question besides those of deliveries.
+    pub(super) fn asker(&self) -> Rc<Asker> {
+        self.asker.clone()
+    }
+
     /// One has come back.
     pub(super) fn ended(&mut self) {
         self.running -= 1;
@@ -109,7 +148,7 @@ impl Lookups {
 }
 
 impl Asker {
-    async fn ask(&self, target: &LookupTarget) -> Result<ResolvedRoute, RouteFailure> {
+    pub(super) async fn ask(&self, target: &LookupTarget) -> Result<ResolvedRoute, RouteFailure> {
         let next_hop = match target {
             LookupTarget::Domain(domain) => NextHop::Domain(domain),
             LookupTarget::Mx(domain) => NextHop::Mx(domain),

@@ -175,6 +175,12 @@ impl Inner {
                     double_bounce(&event);
                     self.events.log(event);
                 }
+                Fate::Removed => self.events.log(Event::Removed { id, recipient: Some(recipient) }),
+                Fate::Held => {
+                    let event = Event::Held { id, recipient, site, attempts: *attempts, reply };
+                    self.events.log(event);
+                }
+                Fate::Released => self.events.log(Event::Released { id, recipient, site, attempts: *attempts }),
                 Fate::Expired => {
                     let event = Event::Expired { id, recipient, site, attempts: *attempts, age, reply };
                     double_bounce(&event);

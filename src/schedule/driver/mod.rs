@@ -5,17 +5,20 @@
 //! ours. What a shard has no room for stays in an [`Outbox`], which holds at most the jobs of all lanes and the reports
 //! in the making.
 //!
-//! Modules: `answers` (lookups), `reports` (DSNs), `log` (one line per outcome), `admin` (operators).
+//! Modules: `answers` (lookups), `reports` (DSNs), `log` (one line per outcome), `admin` (operators), `orders` (theirs).
 
 mod admin;
 mod answers;
 mod log;
+mod orders;
 mod outbox;
 mod reports;
 #[cfg(test)]
 mod tests;
 
-use super::core::{Action, Incoming, IncomingRecipient, RecipientRecord, Record, Scheduler};
+use super::core::{
+    Action, Incoming, IncomingRecipient, IncomingState, PendingRecipient, RecipientRecord, Record, Scheduler,
+};
 use super::{Router, Settings};
 use crate::bus::{LaneState, ToMailbox, ToScheduler, ToShard};
 use crate::config::Config;
@@ -26,6 +29,7 @@ use crate::spool::{Journal, LiveMessage, RecipientState, SpoolReader, Survivor};
 use crate::telemetry::{EventLog, Meter};
 use answers::{Answer, Answers, Lookups};
 use log::{Done, Logger};
+use orders::Orders;
 use outbox::Outbox;
 use reports::Reporter;
 use std::sync::Arc;
@@ -53,6 +57,8 @@ pub struct World {
     pub journal: Journal,
     /// What an earlier run left.
     pub survivors: Vec<Survivor>,
+    /// Sites that an operator has suspended in an earlier run.
+    pub suspended: Vec<String>,
     /// The event log.
     pub events: EventLog,
     /// Counters of this executor.
@@ -78,6 +84,8 @@ const ACTIONS_PER_TURN: usize = 1024;
 const MESSAGES_PER_TURN: u32 = 256;
 /// Events taken at the very end, when whoever sends them should have stopped.
 const EVENTS_AT_END_MAX: usize = 100_000;
+/// An order that waits for the log looks again after this time.
+const LOG_PAUSE: Duration = Duration::from_millis(5);
 /// How often the journal is asked whether it wants a checkpoint, and gauges are set.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -106,6 +114,7 @@ struct Driver {
     reporter: Reporter,
     logger: Logger,
     reader: SpoolReader,
+    orders: Orders,
     /// Where the checkpoint in progress is.
     checkpoint_next: Option<u32>,
     housekeeping_at: Instant,
@@ -140,11 +149,14 @@ impl Clock {
 impl Driver {
     fn new(world: World) -> Driver {
         let World { config, inbox, shards, mailbox, resolver, identity, route_options, .. } = world;
-        let World { reader, journal, survivors, events, meter, seed, .. } = world;
+        let World { reader, journal, survivors, suspended, events, meter, seed, .. } = world;
         let clock = Clock { started: rt::now(), started_ms: rt::unix_ms() };
         let answers = Answers::default();
         let settings = Settings::from_config(&config, shards.len());
-        let core = Scheduler::new(settings, Router::from_config(&config), seed, clock.started_ms);
+        let mut core = Scheduler::new(settings, Router::from_config(&config), seed, clock.started_ms);
+        for site in &suspended {
+            core.suspend(site, true);
+        }
         let lookups = Lookups::new(resolver, identity, route_options, seed ^ 1, answers.clone());
         Driver {
             core,
@@ -166,6 +178,7 @@ impl Driver {
             ),
             logger: Logger::new(reader.clone(), events, meter, answers.clone()),
             reader,
+            orders: Orders::default(),
             config,
             answers,
             checkpoint_next: None,
@@ -217,8 +230,7 @@ impl Driver {
             self.take_event(event);
         }
         self.turn().await;
-        self.journal.checkpoint_begin();
-        self.checkpoint_next = Some(0);
+        self.begin_checkpoint();
         while self.checkpoint_next.is_some() {
             self.checkpoint_some().await;
         }
@@ -242,6 +254,7 @@ impl Driver {
             self.core.handle_timeout(now);
         }
         self.act();
+        self.carry_out_orders();
         if self.checkpoint_next.is_some() {
             self.checkpoint_some().await;
         }
@@ -304,6 +317,13 @@ impl Driver {
                 self.core.handle_submitted(now, token, result.map(|_| ()));
             }
             Answer::Done(done) => self.message_done(done),
+            Answer::Narrowed(targets) => self.take_narrowed(&targets),
+            Answer::Listed { ids, answer } => self.list_these(now, ids, answer),
+            Answer::Explained { recipient, result, answer } => {
+                let domain = crate::spool::routing_domain(recipient.domain());
+                let row = self.core.explain(now, recipient.as_str(), &domain, Some(&result));
+                answer.send(Ok(row.to_string()));
+            }
         }
     }
 
@@ -354,17 +374,22 @@ impl Driver {
     fn housekeeping(&mut self) {
         self.housekeeping_at = rt::now() + HOUSEKEEPING;
         if self.checkpoint_next.is_none() && self.journal.wants_checkpoint() {
-            self.journal.checkpoint_begin();
-            self.checkpoint_next = Some(0);
+            self.begin_checkpoint();
         }
         let (counters, totals) = (&self.meter.counters, self.core.totals());
         counters.recipients_delivered.set_total(totals.delivered);
         counters.recipients_deferred.set_total(totals.deferred);
         counters.recipients_bounced.set_total(totals.bounced);
         counters.recipients_expired.set_total(totals.expired);
+        counters.recipients_removed.set_total(totals.removed);
         counters.queue_messages.set(self.core.message_count() as u64);
         counters.queue_recipients.set(self.core.recipient_count() as u64);
         counters.queue_sites.set(self.core.site_count() as u64);
+    }
+
+    fn begin_checkpoint(&mut self) {
+        self.journal.checkpoint_begin(self.core.suspensions());
+        self.checkpoint_next = Some(0);
     }
 
     /// Gives the next live messages to the checkpoint.
@@ -376,10 +401,10 @@ impl Driver {
                 .recipients
                 .into_iter()
                 .map(|(domain, pending)| match pending {
-                    Some(pending) => {
-                        let (attempts, next_ms) = (pending.attempts, pending.next_ms);
+                    Some(PendingRecipient { attempts, next_ms: Some(next_ms) }) => {
                         (domain, RecipientState::Pending { attempts, next_ms })
                     }
+                    Some(PendingRecipient { attempts, next_ms: None }) => (domain, RecipientState::Held { attempts }),
                     // Final; which way, nobody asks any more.
                     None => (domain, RecipientState::Delivered),
                 })
@@ -408,11 +433,17 @@ impl Driver {
         let answered = self.answers.changed();
         let now = self.clock.now_ms();
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= now);
-        if due || self.actions_left || self.checkpoint_next.is_some() || !self.answers.is_empty() {
+        let behind = self.logger.is_behind();
+        let ordered = !self.orders.is_idle();
+        let busy = self.actions_left || self.checkpoint_next.is_some() || (ordered && !behind);
+        if due || busy || !self.answers.is_empty() {
             rt::yield_now().await;
             return;
         }
         let mut until = self.housekeeping_at;
+        if ordered {
+            until = until.min(rt::now() + LOG_PAUSE);
+        }
         if let Some(ms) = self.core.next_deadline() {
             until = until.min(self.clock.instant(ms));
         }
@@ -420,7 +451,7 @@ impl Driver {
             until = until.min(deadline);
         }
         let timer = rt::sleep_until(until);
-        if self.logger.is_behind() || self.inbox_closed {
+        if behind || self.inbox_closed {
             futures_lite::future::or(answered, timer).await;
             return;
         }
@@ -451,7 +482,8 @@ fn incoming(survivor: Survivor) -> Incoming {
     let recipient = |(domain, state)| IncomingRecipient {
         domain,
         pending: match state {
-            RecipientState::Pending { attempts, next_ms } => Some((attempts, next_ms)),
+            RecipientState::Pending { attempts, next_ms } => Some(IncomingState { attempts, next_ms: Some(next_ms) }),
+            RecipientState::Held { attempts } => Some(IncomingState { attempts, next_ms: None }),
             _ => None,
         },
     };
@@ -473,5 +505,7 @@ fn recipient_state(record: RecipientRecord) -> RecipientState {
         RecipientRecord::Delivered => RecipientState::Delivered,
         RecipientRecord::Bounced => RecipientState::Bounced,
         RecipientRecord::Expired => RecipientState::Expired,
+        RecipientRecord::Removed => RecipientState::Removed,
+        RecipientRecord::Held { attempts } => RecipientState::Held { attempts },
     }
 }
