@@ -8,10 +8,11 @@ pub mod policy;
 pub mod proxy;
 mod session;
 
-use crate::config::{Config, Profile, SmtpListener, TlsMode};
+use crate::config::{self, Config, Profile, SmtpListener, TlsMode};
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::rt;
 use crate::smtp::Reply;
+use crate::smtp::data::LineEndings;
 use crate::smtp::server::{AuthOffer, SessionConfig};
 use crate::spool::ShardSpool;
 use crate::telemetry::{Event, EventLog, Meter};
@@ -212,7 +213,10 @@ fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
         lmtp: settings.profile == Profile::Lmtp,
         message_bytes_max: settings.limits.message_bytes_max,
         recipients_max: settings.limits.recipients_max,
+        transactions_max: 0,
         errors_max: settings.limits.errors_max,
+        // Users' programs and programs on this machine say whatever their host is called.
+        strict_helo: settings.profile == Profile::Mx,
         starttls: settings.tls.mode == TlsMode::Starttls,
         auth: match settings.tls.mode {
             _ if !settings.auth => AuthOffer::Never,
@@ -221,7 +225,14 @@ fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
             TlsMode::Starttls | TlsMode::Implicit => AuthOffer::UnderTls,
         },
         auth_required: settings.auth_required,
+        line_endings: match settings.line_endings {
+            config::LineEndings::Strict => LineEndings::Strict,
+            config::LineEndings::Normalise => LineEndings::Normalise,
+        },
         dsn: true,
+        binarymime: false,
+        requiretls: false,
+        mt_priority: true,
     }
 }
 

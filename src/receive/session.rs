@@ -1,22 +1,25 @@
 //! The driver of one inbound SMTP session: reads, feeds the core, answers its events, writes, sets deadlines.
 
+mod chunks;
+
 use super::input::{BUFFER_BYTES, Input};
 use super::proxy::{self, Parsed, Proxied};
 use super::{Context, Listener, State, policy};
 use crate::bus::ToScheduler;
-use crate::config::TlsMode;
+use crate::config::{IpNetwork, TlsMode};
 use crate::mailbox::{AuthResult, Lookup};
 use crate::rt::{self, Stream};
 use crate::smtp::data::{self, BareLineEnd, MessageReceiver, Received};
-use crate::smtp::server::{Event, Session};
+use crate::smtp::server::{Event, Peer, Session};
 use crate::smtp::trace::{self, ReceivedField};
 use crate::smtp::{Address, Reply};
 use crate::spool::{Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError};
 use crate::telemetry;
+use chunks::ChunkedMessage;
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,10 +60,12 @@ struct Driver<'a> {
     listener: Rc<Listener>,
     session: Session,
     stream: Stream,
-    /// Who talks to us: the far side, or the client of the proxy that is the far side.
-    client: IpAddr,
     idle: Rc<Cell<bool>>,
     input: Input,
+    /// The message whose last chunk has not come.
+    chunks: Option<Box<ChunkedMessage>>,
+    /// When the octets of a refused chunk have to have come.
+    eating_until: Option<Instant>,
 }
 
 /// Serves one session to its end.
@@ -72,11 +77,12 @@ pub(super) async fn serve(
     idle: Rc<Cell<bool>>,
 ) {
     let implicit = listener.settings.tls.mode == TlsMode::Implicit;
-    let session = Session::new(listener.session.clone(), implicit);
-    let client = peer.ip().to_canonical();
-    let mut driver = Driver { state, listener, session, stream, client, idle, input: Input::default() };
+    let client = peer_at(state, &listener, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+    let session = Session::new(listener.session.clone(), client, implicit);
+    let (input, chunks, eating_until) = (Input::default(), None, None);
+    let mut driver = Driver { state, listener, session, stream, idle, input, chunks, eating_until };
     let Err(lost) = driver.run().await else { return };
-    let (client, in_transaction) = (driver.client, driver.session.in_transaction());
+    let (client, in_transaction) = (driver.session.client(), driver.session.in_transaction());
     let reason = match lost {
         Lost::TimedOut if state.stopping.get() => {
             driver.say_goodbye("4.3.2", "shutting down").await;
@@ -92,6 +98,17 @@ pub(super) async fn serve(
     };
     if in_transaction {
         state.context.log.log(telemetry::Event::SessionLost { client, protocol: "smtp", stage: "transaction", reason });
+    }
+}
+
+/// Who is served at this address, and what it may do for that.
+fn peer_at(state: &State, listener: &Listener, address: SocketAddr) -> Peer {
+    let within = |networks: &[IpNetwork]| networks.iter().any(|network| network.contains(address.ip()));
+    Peer {
+        address,
+        trusted: within(&state.context.config.relay.trusted_networks),
+        xclient: within(&listener.settings.xclient_networks),
+        xforward: within(&listener.settings.xforward_networks),
     }
 }
 
@@ -124,7 +141,7 @@ impl Driver<'_> {
     /// What comes before SMTP.
     async fn begin(&mut self) -> Result<(), Lost> {
         let settings = &self.listener.settings;
-        if settings.proxy_protocol_networks.iter().any(|network| network.contains(self.client)) {
+        if settings.proxy_protocol_networks.iter().any(|network| network.contains(self.session.client())) {
             self.read_proxy_header().await?;
         }
         if self.listener.settings.tls.mode == TlsMode::Implicit {
@@ -140,12 +157,13 @@ impl Driver<'_> {
                 Parsed::Header(proxied, length) => {
                     self.input.consume(length);
                     if let Proxied::Client(address) = proxied {
-                        self.client = address.to_canonical();
+                        let address = SocketAddr::new(address.to_canonical(), 0);
+                        self.session.set_peer(peer_at(self.state, &self.listener, address));
                     }
                     return Ok(());
                 }
                 Parsed::Malformed => {
-                    tracing::warn!("{} is a proxy and sent no PROXY header", self.client);
+                    tracing::warn!("{} is a proxy and sent no PROXY header", self.session.client());
                     return Err(Lost::Proxy);
                 }
                 Parsed::Incomplete => self.read().await?,
@@ -170,7 +188,12 @@ impl Driver<'_> {
                 return Err(Lost::TimedOut);
             }
             self.idle.set(idle);
-            if !self.session.is_skipping_line() {
+            if !self.session.in_chunks() {
+                self.chunks = None;
+            }
+            if let Some(deadline) = self.eating_deadline() {
+                self.stream.set_deadline(deadline);
+            } else if !self.session.is_skipping_line() {
                 self.stream.set_deadline(rt::now() + self.listener.settings.limits.command_timeout);
             }
         }
@@ -221,7 +244,12 @@ impl Driver<'_> {
                 self.note_refusal("data", None, &result);
                 self.session.message_result(result.as_ref().map(String::as_str).map_err(Reply::clone));
             }
+            Event::Chunk { octets, first, last } => self.handle_chunk(octets, first, last).await?,
             Event::StartTls => self.start_tls().await?,
+            Event::ClientChanged => {
+                let peer = peer_at(self.state, &self.listener, self.session.peer().address);
+                self.session.client_result(Ok(peer.trusted));
+            }
             Event::Mail { .. } | Event::Rcpt => panic!("answered by the caller"),
         }
         Ok(())
@@ -245,7 +273,8 @@ impl Driver<'_> {
             // Perhaps a user that was added a moment ago.
             lookup = Box::pin(directory.current()).await.lookup_path(path);
         }
-        let client = policy::Client { address: self.client, login: self.session.login().map(|login| &**login) };
+        let client =
+            policy::Client { address: self.session.client(), login: self.session.login().map(|login| &**login) };
         // `postmaster` without a domain: the directory looks it up in the first of our domains, in order.
         let domain = config.mailboxes.local_domains.iter().min().map_or("", String::as_str);
         policy::decide(&config.relay, domain, lookup, client, path)
@@ -259,7 +288,7 @@ impl Driver<'_> {
                 Ok(user)
             }
             AuthResult::Rejected => {
-                let client = self.client;
+                let client = self.session.client();
                 let login = username.to_owned();
                 self.context().meter.counters.auth_failed.increment();
                 self.context().log.log(telemetry::Event::AuthFailed { client, protocol: "smtp", login });
@@ -292,32 +321,38 @@ impl Driver<'_> {
         self.flush().await?;
         let arrival_ms = rt::unix_ms();
         let (received, large) = self.receive_octets().await?;
+        Ok(self.take_in(received, large, arrival_ms).await)
+    }
+
+    /// Judges and stores a message that was received.
+    async fn take_in(
+        &mut self,
+        received: Received,
+        large: Option<LargeMessage>,
+        arrival_ms: u64,
+    ) -> Result<String, Reply> {
         self.stream.set_deadline(rt::now() + WORK_TIME);
         let (body, no_leading_dots) = match received {
             Received::Message { body, no_leading_dots } => (body, no_leading_dots),
-            Received::TooLarge => return Ok(Err(Reply::new(552, (5, 3, 4), "the message is larger than SIZE"))),
-            Received::Bare(bare) => return Ok(Err(bare_reply(bare))),
+            refused => return Err(refusal(&refused)),
         };
         let hops_max = self.listener.settings.limits.hops_max;
         let hops = large.as_ref().map_or_else(|| data::hops(&body, hops_max + 1), |large| large.hops);
         if hops > hops_max {
-            return Ok(Err(Reply::new(554, (5, 4, 6), "too many hops: the message is looping")));
+            return Err(Reply::new(554, (5, 4, 6), "too many hops: the message is looping"));
         }
         let body = match large {
             None => DraftBody::Memory(body),
-            Some(large) => match large.finish(body).await {
-                Ok(body) => body,
-                Err(error) => return Ok(Err(spool_reply(&error))),
-            },
+            Some(large) => large.finish(body).await.map_err(|error| spool_reply(&error))?,
         };
-        let envelope = self.session.envelope(self.client).expect("Event::Data comes with its envelope");
-        Ok(self.store(&envelope, body, no_leading_dots, arrival_ms).await)
+        let envelope = self.session.envelope().expect("a message comes with its envelope");
+        self.store(envelope, body, no_leading_dots, arrival_ms).await
     }
 
     async fn receive_octets(&mut self) -> Result<(Received, Option<LargeMessage>), Lost> {
         let listener = self.listener.clone();
         let limits = &listener.settings.limits;
-        let mut receiver = MessageReceiver::new(limits.message_bytes_max);
+        let mut receiver = MessageReceiver::new(limits.message_bytes_max, listener.session.line_endings);
         let mut large: Option<LargeMessage> = None;
         let give_up: Instant = rt::now() + MESSAGE_TIME_MAX;
         let mut chunk: Vec<u8> = Vec::new();
@@ -367,7 +402,7 @@ impl Driver<'_> {
         let mut write_trace = |queue_id, out: &mut Vec<u8>| {
             let field = ReceivedField {
                 helo: self.session.helo(),
-                client: self.client,
+                client: self.session.client(),
                 hostname: &self.listener.session.hostname,
                 with,
                 tls: tls.as_deref(),
@@ -394,7 +429,7 @@ impl Driver<'_> {
             reverse_path: envelope.reverse_path.clone(),
             recipients: envelope.recipients.len(),
             size: committed.size,
-            client: Some(self.client),
+            client: Some(self.session.client()),
             helo: Some(self.session.helo().to_owned()),
             login: self.session.login().cloned(),
             protocol: self.session.with().keyword(),
@@ -414,7 +449,7 @@ impl Driver<'_> {
             _ => counters.messages_refused.increment(),
         }
         self.context().log.log(telemetry::Event::Refused {
-            client: self.client,
+            client: self.session.client(),
             helo: Some(self.session.helo().to_owned()),
             login: self.session.login().cloned(),
             stage,
@@ -466,12 +501,13 @@ impl LargeMessage {
     }
 }
 
-fn bare_reply(bare: BareLineEnd) -> Reply {
-    let text = match bare {
-        BareLineEnd::Cr => "the message holds a CR without LF",
-        BareLineEnd::Lf => "the message holds an LF without CR",
-    };
-    Reply::new(550, (5, 6, 11), text)
+/// What the client is told of a message that is none.
+fn refusal(received: &Received) -> Reply {
+    match received {
+        Received::Bare(BareLineEnd::Cr) => Reply::new(550, (5, 6, 11), "the message holds a CR without LF"),
+        Received::Bare(BareLineEnd::Lf) => Reply::new(550, (5, 6, 11), "the message holds an LF without CR"),
+        Received::TooLarge | Received::Message { .. } => Reply::new(552, (5, 3, 4), "the message is larger than SIZE"),
+    }
 }
 
 /// What the client is told of trouble of the spool: the one place where its errors become replies.

@@ -1,6 +1,7 @@
 //! Command lines of RFC 5321 section 4.1 and their ESMTP parameters: parsed once, strictly, borrowed where possible.
 
-use super::address::{AddressError, ForwardPath, ReversePath};
+use super::address::{AddressError, ForwardPath, ReversePath, check_domain};
+use super::attributes::{self, Attributes};
 use super::reply::Reply;
 use super::xtext;
 use crate::spool::{BodyType, DsnReturn, Notify};
@@ -20,6 +21,8 @@ pub enum Command<'a> {
     Rcpt(Rcpt),
     /// DATA.
     Data,
+    /// BDAT (RFC 3030).
+    Bdat(Bdat),
     /// RSET.
     Rset,
     /// NOOP, its argument ignored.
@@ -41,6 +44,30 @@ pub enum Command<'a> {
         /// Initial response: base64, or `=` for an empty one.
         initial: Option<&'a str>,
     },
+    /// XCLIENT: a proxy says who its client is.
+    Xclient(Box<Attributes>),
+    /// XFORWARD: a filter says where a message came from.
+    Xforward(Box<Attributes>),
+}
+
+/// The argument of BDAT. The octets of the chunk follow the line whether we like it or not, so that a chunk that is
+/// refused must still be eaten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bdat {
+    /// `BDAT octets [LAST]`
+    Chunk {
+        /// Octets that follow.
+        octets: u64,
+        /// It ends the message.
+        last: bool,
+    },
+    /// The size is good and what stands behind it is not.
+    Malformed {
+        /// Octets that follow.
+        octets: u64,
+    },
+    /// There is no size to be believed: nobody knows where the next command begins.
+    Unsized,
 }
 
 /// MAIL with its parameters.
@@ -58,6 +85,10 @@ pub struct Mail {
     pub ret: Option<DsnReturn>,
     /// ENVID=, decoded.
     pub envid: Option<String>,
+    /// REQUIRETLS of RFC 8689.
+    pub requiretls: bool,
+    /// MT-PRIORITY= of RFC 6710, -9 to 9.
+    pub priority: Option<i8>,
 }
 
 /// RCPT with its parameters.
@@ -71,7 +102,7 @@ pub struct Rcpt {
     pub orcpt: Option<String>,
 }
 
-/// What was announced, which decides what parameters are known.
+/// What was announced, which decides what parameters and verbs are known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Extensions {
     /// SMTPUTF8 (RFC 6531).
@@ -80,6 +111,12 @@ pub struct Extensions {
     pub dsn: bool,
     /// AUTH (RFC 4954): MAIL may carry AUTH=.
     pub auth: bool,
+    /// BINARYMIME (RFC 3030).
+    pub binarymime: bool,
+    /// REQUIRETLS (RFC 8689).
+    pub requiretls: bool,
+    /// MT-PRIORITY (RFC 6710).
+    pub mt_priority: bool,
 }
 
 /// Octets of ENVID= at most (RFC 3461 section 4.4).
@@ -87,46 +124,93 @@ const ENVID_BYTES_MAX: usize = 100;
 /// Octets of ORCPT= at most (section 4.2).
 const ORCPT_BYTES_MAX: usize = 500;
 
+/// What a verb's argument is parsed with; `smtputf8` is whether the transaction has asked for SMTPUTF8.
+type Parse = for<'a> fn(argument: &'a [u8], extensions: Extensions, smtputf8: bool) -> Result<Command<'a>, Reply>;
+
+/// The verbs, those of the usual transaction first, and what parses their arguments. What a command does, and when it
+/// may, is in `server`.
+pub const VERBS: [(&str, Parse); 17] = [
+    ("MAIL", |argument, extensions, _| mail(argument, extensions).map(Command::Mail)),
+    ("RCPT", |argument, extensions, smtputf8| rcpt(argument, extensions, smtputf8).map(Command::Rcpt)),
+    ("DATA", |argument, _, _| no_argument(argument, Command::Data)),
+    ("BDAT", |argument, _, _| Ok(Command::Bdat(bdat(argument)))),
+    ("RSET", |argument, _, _| no_argument(argument, Command::Rset)),
+    ("NOOP", |_, _, _| Ok(Command::Noop)),
+    ("QUIT", |argument, _, _| no_argument(argument, Command::Quit)),
+    ("EHLO", |argument, _, _| host(argument).map(Command::Ehlo)),
+    ("HELO", |argument, _, _| host(argument).map(Command::Helo)),
+    ("LHLO", |argument, _, _| host(argument).map(Command::Lhlo)),
+    ("STARTTLS", |argument, _, _| no_argument(argument, Command::StartTls)),
+    ("AUTH", |argument, _, _| auth(argument)),
+    ("VRFY", |argument, _, _| match argument {
+        [] => Err(Reply::new(501, (5, 5, 4), "VRFY needs an argument")),
+        argument => Ok(Command::Vrfy(argument)),
+    }),
+    ("EXPN", |_, _, _| Ok(Command::Expn)),
+    ("HELP", |_, _, _| Ok(Command::Help)),
+    ("XCLIENT", |argument, _, _| attributes::parse(argument).map(|attributes| Command::Xclient(Box::new(attributes)))),
+    ("XFORWARD", |argument, _, _| {
+        attributes::parse(argument).map(|attributes| Command::Xforward(Box::new(attributes)))
+    }),
+];
+
 /// Parses a command line without its line end. `smtputf8` is whether the transaction has asked for SMTPUTF8, for RCPT.
 pub fn parse<'a>(line: &'a [u8], extensions: Extensions, smtputf8: bool) -> Result<Command<'a>, Reply> {
     // Parameters of MAIL may come in any order, so that UTF-8 is judged after all of them are known.
     if line.iter().any(|&byte| byte < 32 || byte == 127) {
-        return Err(Reply::new(500, (5, 5, 2), "control characters are not allowed in commands"));
+        return match is_bdat(line) {
+            true => Ok(Command::Bdat(Bdat::Unsized)),
+            false => Err(Reply::new(500, (5, 5, 2), "control characters are not allowed in commands")),
+        };
     }
     let verb_end = line.iter().position(|&byte| byte == b' ').unwrap_or(line.len());
     let (verb, rest) = line.split_at(verb_end);
-    let argument = rest.trim_ascii();
-    let is = |name: &str| verb.eq_ignore_ascii_case(name.as_bytes());
-    let no_argument = |command| {
-        if argument.is_empty() { Ok(command) } else { Err(Reply::new(501, (5, 5, 4), "no argument is allowed here")) }
-    };
-    match () {
-        () if is("MAIL") => mail(argument, extensions).map(Command::Mail),
-        () if is("RCPT") => rcpt(argument, extensions, smtputf8).map(Command::Rcpt),
-        () if is("DATA") => no_argument(Command::Data),
-        () if is("EHLO") => host(argument).map(Command::Ehlo),
-        () if is("HELO") => host(argument).map(Command::Helo),
-        () if is("LHLO") => host(argument).map(Command::Lhlo),
-        () if is("RSET") => no_argument(Command::Rset),
-        () if is("QUIT") => no_argument(Command::Quit),
-        () if is("NOOP") => Ok(Command::Noop),
-        () if is("HELP") => Ok(Command::Help),
-        () if is("EXPN") => Ok(Command::Expn),
-        () if is("STARTTLS") => no_argument(Command::StartTls),
-        () if is("VRFY") && argument.is_empty() => Err(Reply::new(501, (5, 5, 4), "VRFY needs an argument")),
-        () if is("VRFY") => Ok(Command::Vrfy(argument)),
-        () if is("AUTH") => auth(argument),
-        () => Err(Reply::new(500, (5, 5, 1), "unknown command")),
+    let known = VERBS.iter().find(|(name, _)| verb.eq_ignore_ascii_case(name.as_bytes()));
+    let (_, parse) = known.ok_or_else(|| Reply::new(500, (5, 5, 1), "unknown command"))?;
+    parse(rest.trim_ascii(), extensions, smtputf8)
+}
+
+/// The line, however broken, may be meant as BDAT: what follows may be a chunk.
+pub fn is_bdat(line: &[u8]) -> bool {
+    let verb = line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT"));
+    verb && line.get(4).is_none_or(|byte| !byte.is_ascii_alphanumeric())
+}
+
+fn no_argument<'a>(argument: &[u8], command: Command<'a>) -> Result<Command<'a>, Reply> {
+    match argument {
+        [] => Ok(command),
+        _ => Err(Reply::new(501, (5, 5, 4), "no argument is allowed here")),
     }
 }
 
-/// The argument of EHLO, HELO or LHLO. What real clients send is seldom a proper domain, so that only what could do
-/// harm further on is refused: it must be one word of printable ASCII, at most 255 octets.
+fn bdat(argument: &[u8]) -> Bdat {
+    let mut words = argument.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
+    let digits = words.next().unwrap_or_default();
+    // RFC 3030 section 2: digits alone. 20 of them can be more than 64 bits hold; `parse` says so.
+    let octets = match (1..=20).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit) {
+        true => std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()),
+        false => None,
+    };
+    let Some(octets) = octets else { return Bdat::Unsized };
+    match (words.next(), words.next()) {
+        (None, _) => Bdat::Chunk { octets, last: false },
+        (Some(word), None) if word.eq_ignore_ascii_case(b"LAST") => Bdat::Chunk { octets, last: true },
+        _ => Bdat::Malformed { octets },
+    }
+}
+
+/// The argument of EHLO, HELO or LHLO: one word of printable ASCII, at most 255 octets. Whether it is a name or address
+/// literal is the listener's policy ([`is_host`]).
 fn host(argument: &[u8]) -> Result<&str, Reply> {
     let sane = !argument.is_empty() && argument.len() <= 255 && argument.iter().all(u8::is_ascii_graphic);
     sane.then(|| std::str::from_utf8(argument).ok())
         .flatten()
         .ok_or_else(|| Reply::new(501, (5, 5, 4), "a host name or address literal is needed"))
+}
+
+/// A domain or address literal of RFC 5321 section 4.1.3, as EHLO wants it.
+pub fn is_host(argument: &str) -> bool {
+    check_domain(argument.as_bytes(), false).is_ok()
 }
 
 fn auth(argument: &[u8]) -> Result<Command<'_>, Reply> {
@@ -144,8 +228,16 @@ fn auth(argument: &[u8]) -> Result<Command<'_>, Reply> {
 fn mail(argument: &[u8], extensions: Extensions) -> Result<Mail, Reply> {
     let rest = keyword(argument, "FROM:").ok_or_else(|| Reply::new(501, (5, 5, 4), "use MAIL FROM:<address>"))?;
     let (reverse_path, consumed) = ReversePath::parse(rest, true).map_err(|error| address_reply(error, 7))?;
-    let mut mail =
-        Mail { reverse_path, size: None, body_type: BodyType::SevenBit, smtputf8: false, ret: None, envid: None };
+    let mut mail = Mail {
+        reverse_path,
+        size: None,
+        body_type: BodyType::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+        requiretls: false,
+        priority: None,
+    };
     let mut seen = Seen::default();
     for parameter in parameters(&rest[consumed..])? {
         let (name, value) = split_parameter(parameter);
@@ -155,8 +247,13 @@ fn mail(argument: &[u8], extensions: Extensions) -> Result<Mail, Reply> {
                 mail.body_type = match value {
                     _ if value.eq_ignore_ascii_case(b"7BIT") => BodyType::SevenBit,
                     _ if value.eq_ignore_ascii_case(b"8BITMIME") => BodyType::EightBitMime,
+                    _ if extensions.binarymime && value.eq_ignore_ascii_case(b"BINARYMIME") => BodyType::BinaryMime,
                     _ => return Err(bad_value("BODY")),
                 }
+            }
+            None if extensions.requiretls && seen.first(name, "REQUIRETLS") => mail.requiretls = true,
+            Some(value) if extensions.mt_priority && seen.first(name, "MT-PRIORITY") => {
+                mail.priority = Some(priority(value).ok_or_else(|| bad_value("MT-PRIORITY"))?);
             }
             None if extensions.smtputf8 && seen.first(name, "SMTPUTF8") => mail.smtputf8 = true,
             Some(value) if extensions.dsn && seen.first(name, "RET") => {
@@ -247,6 +344,15 @@ fn size(digits: &[u8]) -> Result<u64, Reply> {
     Ok(text.parse().unwrap_or(u64::MAX))
 }
 
+/// `["-"] digit`, -9 to 9 (RFC 6710 section 4.1).
+fn priority(value: &[u8]) -> Option<i8> {
+    match value {
+        [digit @ b'0'..=b'9'] => Some((digit - b'0') as i8),
+        [b'-', digit @ b'1'..=b'9'] => Some(-((digit - b'0') as i8)),
+        _ => None,
+    }
+}
+
 fn notify(value: &[u8]) -> Result<Notify, Reply> {
     let mut notify = Notify { success: false, failure: false, delay: false, explicit: true };
     if value.eq_ignore_ascii_case(b"NEVER") {
@@ -298,7 +404,8 @@ fn address_reply(error: AddressError, detail: u16) -> Reply {
 
 /// Body of the fuzz target: no input may panic, and what is taken holds no control characters.
 pub fn fuzz_command(line: &[u8]) {
-    let extensions = Extensions { smtputf8: true, dsn: true, auth: true };
+    let extensions =
+        Extensions { smtputf8: true, dsn: true, auth: true, binarymime: true, requiretls: true, mt_priority: true };
     for smtputf8 in [false, true] {
         if let Ok(Command::Rcpt(Rcpt { forward_path: ForwardPath::Mailbox(address), orcpt, .. })) =
             parse(line, extensions, smtputf8)
@@ -313,7 +420,8 @@ pub fn fuzz_command(line: &[u8]) {
 mod tests {
     use super::*;
 
-    const ALL: Extensions = Extensions { smtputf8: true, dsn: true, auth: true };
+    const ALL: Extensions =
+        Extensions { smtputf8: true, dsn: true, auth: true, binarymime: false, requiretls: true, mt_priority: true };
 
     fn code(line: &str) -> u16 {
         parse(line.as_bytes(), ALL, false).err().map_or(250, |reply| reply.code)
@@ -371,11 +479,38 @@ mod tests {
             ("MAIL FROM:<a@b.example> SMTPUTF8=1", 555),
             ("MAIL FROM:<a@b.example> FOO=BAR", 555),
             ("MAIL FROM:<a@b.example> ENVID=a=b", 501),
+            ("MAIL FROM:<a@b.example> REQUIRETLS MT-PRIORITY=-9", 250),
+            ("MAIL FROM:<a@b.example> MT-PRIORITY=9", 250),
+            ("MAIL FROM:<a@b.example> MT-PRIORITY=10", 501),
+            ("MAIL FROM:<a@b.example> MT-PRIORITY=-0", 501),
+            ("MAIL FROM:<a@b.example> MT-PRIORITY=+1", 501),
+            ("MAIL FROM:<a@b.example> REQUIRETLS=yes", 555),
         ] {
             assert_eq!(code(line), expected, "{line:?}");
         }
         let unannounced = parse(b"MAIL FROM:<a@b.example> RET=FULL", Extensions::default(), false);
         assert_eq!(unannounced.unwrap_err().code, 555);
+    }
+
+    #[test]
+    fn a_chunk_is_believed_only_with_a_size() {
+        let check = |line: &str, expected: Bdat| {
+            assert_eq!(parse(line.as_bytes(), ALL, false), Ok(Command::Bdat(expected)), "{line:?}");
+        };
+        check("BDAT 5", Bdat::Chunk { octets: 5, last: false });
+        check("bdat 0 last", Bdat::Chunk { octets: 0, last: true });
+        check("BDAT 007 LAST ", Bdat::Chunk { octets: 7, last: true });
+        check("BDAT 18446744073709551615", Bdat::Chunk { octets: u64::MAX, last: false });
+        for unsized_ in ["BDAT", "BDAT LAST", "BDAT -1", "BDAT +1", "BDAT 0x10", "BDAT 1e3", "BDAT 5,", "BDAT\t5"] {
+            check(unsized_, Bdat::Unsized);
+        }
+        for unsized_ in ["BDAT 18446744073709551616", "BDAT 000000000000000000005", "BDAT \u{ff15}", "BDAT 5\0"] {
+            check(unsized_, Bdat::Unsized);
+        }
+        check("BDAT 5 FIRST", Bdat::Malformed { octets: 5 });
+        check("BDAT 5 LAST LAST", Bdat::Malformed { octets: 5 });
+        check("BDAT 5 6", Bdat::Malformed { octets: 5 });
+        assert!(!is_bdat(b"BDATA 5") && is_bdat(b"bdat\n") && !is_bdat(b"BDA"));
     }
 
     #[test]

@@ -1,36 +1,72 @@
-//! End-of-data, once, for every path by which a message comes in; dot-stuffing, once, for every path out.
+//! End-of-data and the line ends of a message, once, for every path by which a message comes in by DATA; dot-stuffing,
+//! once, for every path out. ([`super::chunk`] takes in what comes by BDAT.)
 //!
-//! Only CRLF.CRLF ends a message (RFC 5321 section 4.1.1.4). A CR or LF that stands alone never counts as a line end and
-//! makes the message refused: what one server takes for a line end and another does not is how messages are smuggled.
-//! The body is kept in its wire form, dot-stuffed, without the final dot line. A dot at the start of a line that its
-//! sender forgot to double is removed, as section 4.5.2 wants: what leaves is stuffed canonically, so that no server
-//! behind us finds an end of data in a line like `.` NUL that we did not find.
+//! Only CRLF.CRLF ends a message (RFC 5321 section 4.1.1.4), whatever [`LineEndings`] says. A CR or LF that stands alone
+//! is never taken for a line end while the end is looked for: what one server takes for a line end and another does not
+//! is how messages are smuggled. The body is kept in its wire form, dot-stuffed, without the final dot line. A dot at the
+//! start of a line that its sender forgot to double is removed, as section 4.5.2 wants: what leaves is stuffed
+//! canonically, so that no server behind us finds an end of data in a line like `.` NUL that we did not find.
 
 use memchr::{memchr2, memmem};
 
+/// What becomes of a CR or LF that stands alone in the content of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LineEndings {
+    /// The message is refused.
+    #[default]
+    Strict,
+    /// LF becomes CRLF; CR becomes a space (as CRLF it would end the header section of what broken clients send with
+    /// CR CR LF). A line that begins behind a lone LF is dot-stuffed like any other, but can never end the data.
+    Normalise,
+}
+
 /// Scans octets after DATA for the end, in place; what it finds does not depend on how they are split into chunks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct EndOfData {
     state: State,
+    line_endings: LineEndings,
     bare: Option<BareLineEnd>,
     leading_dots: bool,
-    /// Where in the last chunk the octets behind undoubled dots are, in order; at most one for each two octets.
-    lone_dots: Vec<usize>,
+    /// How the last chunk differs from what is kept, in order of place; at most one for each octet.
+    edits: Vec<Edit>,
 }
 
 /// The octets just seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum State {
     /// CR LF, or nothing yet: at the start of a line.
+    #[default]
     LineStart,
+    /// LF alone, where that is normalised: at the start of a line too, but not of one that can end the data.
+    LfLineStart,
     /// Anything else within a line.
     Text,
     /// CR within a line.
     Cr,
     /// CR LF "."
     Dot,
+    /// LF alone and "."
+    LfDot,
     /// CR LF "." CR
     DotCr,
+}
+
+/// A change that makes octets as they came to octets as they are kept. `at` counts from the start of the last chunk; the
+/// octets of a `Dot`, `DotCr` or `Cr` at the end of a chunk are decided in the next one, so that it can be -1 or -2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Edit {
+    at: isize,
+    change: Change,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Change {
+    /// The dot there is removed.
+    DropDot,
+    /// The CR there becomes a space.
+    CrToSpace,
+    /// A CR is put before the LF there.
+    InsertCr,
 }
 
 /// A line end that is none.
@@ -42,17 +78,16 @@ pub enum BareLineEnd {
     Lf,
 }
 
-impl Default for EndOfData {
-    fn default() -> Self {
-        EndOfData { state: State::LineStart, bare: None, leading_dots: false, lone_dots: Vec::new() }
-    }
-}
-
 impl EndOfData {
+    /// A scanner at the start of a message.
+    pub fn new(line_endings: LineEndings) -> EndOfData {
+        EndOfData { line_endings, ..EndOfData::default() }
+    }
+
     /// Scans a chunk. `Some(n)`: the message ended after `n` octets of it (the final `.` CR LF included); what is
     /// behind them are commands. `None`: all of it belongs to the message, more is to come.
     pub fn scan(&mut self, chunk: &[u8]) -> Option<usize> {
-        self.lone_dots.clear();
+        self.edits.clear();
         let mut index = 0;
         while index < chunk.len() {
             if self.state == State::Text {
@@ -63,44 +98,57 @@ impl EndOfData {
                 }
             }
             let byte = chunk[index];
+            let at = index as isize;
             index += 1;
             self.state = match (self.state, byte) {
                 (State::DotCr, b'\n') => return Some(index),
-                (State::LineStart, b'.') => State::Dot,
-                (State::Dot, b'\r') => State::DotCr,
                 (State::Cr, b'\n') => State::LineStart,
-                (State::LineStart | State::Text, b'\r') => State::Cr,
-                (State::Cr | State::DotCr, b'\r') => {
-                    self.note_bare(BareLineEnd::Cr);
-                    self.leading_dots |= self.state == State::DotCr;
-                    State::Cr
-                }
-                (State::Cr | State::DotCr, _) => {
-                    self.note_bare(BareLineEnd::Cr);
-                    self.leading_dots |= self.state == State::DotCr;
-                    State::Text
-                }
-                (_, b'\n') => {
-                    self.note_bare(BareLineEnd::Lf);
-                    self.leading_dots |= self.state == State::Dot;
-                    State::Text
-                }
-                (State::Dot, b'.') => {
+                (State::LineStart, b'.') => State::Dot,
+                (State::LfLineStart, b'.') => State::LfDot,
+                (State::Dot, b'\r') => State::DotCr,
+                (State::Dot | State::LfDot, b'.') => {
                     self.leading_dots = true;
                     State::Text
                 }
-                (State::Dot, _) => {
-                    self.lone_dots.push(index - 1);
-                    State::Text
-                }
-                (State::LineStart | State::Text, _) => State::Text,
+                _ => self.text(at, byte),
             };
         }
         None
     }
 
-    fn note_bare(&mut self, bare: BareLineEnd) {
+    /// The octets held back were no end of a line or of the data, and `byte`, at `at`, begins none.
+    fn text(&mut self, at: isize, byte: u8) -> State {
+        match self.state {
+            State::Dot | State::LfDot => self.edits.push(Edit { at: at - 1, change: Change::DropDot }),
+            State::Cr => self.note_bare(BareLineEnd::Cr, at - 1),
+            State::DotCr => {
+                self.edits.push(Edit { at: at - 2, change: Change::DropDot });
+                self.note_bare(BareLineEnd::Cr, at - 1);
+            }
+            State::LineStart | State::LfLineStart | State::Text => {}
+        }
+        match byte {
+            b'\r' => State::Cr,
+            b'\n' => {
+                self.note_bare(BareLineEnd::Lf, at);
+                match self.line_endings {
+                    LineEndings::Strict => State::Text,
+                    LineEndings::Normalise => State::LfLineStart,
+                }
+            }
+            _ => State::Text,
+        }
+    }
+
+    fn note_bare(&mut self, bare: BareLineEnd, at: isize) {
         self.bare.get_or_insert(bare);
+        if self.line_endings == LineEndings::Normalise {
+            let change = match bare {
+                BareLineEnd::Cr => Change::CrToSpace,
+                BareLineEnd::Lf => Change::InsertCr,
+            };
+            self.edits.push(Edit { at, change });
+        }
     }
 
     /// The first line end that is none, if any was seen.
@@ -136,7 +184,7 @@ pub enum Received {
     },
     /// It was larger than the limit; nothing was kept.
     TooLarge,
-    /// A CR or LF stood alone.
+    /// A CR or LF stood alone, where that is refused.
     Bare(BareLineEnd),
 }
 
@@ -145,8 +193,8 @@ const END_BYTES: usize = 3;
 
 impl MessageReceiver {
     /// `bytes_max`: octets of a message at most.
-    pub fn new(bytes_max: u64) -> MessageReceiver {
-        MessageReceiver { scanner: EndOfData::default(), body: Vec::new(), bytes: 0, bytes_max }
+    pub fn new(bytes_max: u64, line_endings: LineEndings) -> MessageReceiver {
+        MessageReceiver { scanner: EndOfData::new(line_endings), body: Vec::new(), bytes: 0, bytes_max }
     }
 
     /// Takes a chunk; answers as [`EndOfData::scan`]. Once over the limit nothing more is kept, up to the end.
@@ -159,13 +207,27 @@ impl MessageReceiver {
             return end;
         }
         let mut kept = 0;
-        for &behind_dot in &self.scanner.lone_dots {
-            match behind_dot.checked_sub(1) {
-                Some(dot) => self.body.extend_from_slice(&own[kept..dot]),
-                // The dot was the last octet of the chunk before; `take_body` leaves that one here.
-                None => drop(self.body.pop()),
+        for edit in &self.scanner.edits {
+            let Ok(at) = usize::try_from(edit.at) else {
+                // In a chunk before: `take_body` leaves those octets here.
+                let at = self.body.len() - edit.at.unsigned_abs();
+                match edit.change {
+                    Change::DropDot => drop(self.body.remove(at)),
+                    Change::CrToSpace => self.body[at] = b' ',
+                    Change::InsertCr => unreachable!("an LF is decided when it comes"),
+                }
+                continue;
+            };
+            self.body.extend_from_slice(&own[kept..at]);
+            kept = at;
+            match edit.change {
+                Change::DropDot => kept += 1,
+                Change::CrToSpace => {
+                    self.body.push(b' ');
+                    kept += 1;
+                }
+                Change::InsertCr => self.body.push(b'\r'),
             }
-            kept = behind_dot;
         }
         self.body.extend_from_slice(&own[kept..]);
         end
@@ -194,8 +256,9 @@ impl MessageReceiver {
         if self.bytes > self.bytes_max + END_BYTES as u64 {
             return Received::TooLarge;
         }
-        if let Some(bare) = self.scanner.bare_line_end() {
-            return Received::Bare(bare);
+        match self.scanner.bare_line_end() {
+            Some(bare) if self.scanner.line_endings == LineEndings::Strict => return Received::Bare(bare),
+            _ => {}
         }
         self.body.truncate(self.body.len() - END_BYTES);
         Received::Message { body: self.body, no_leading_dots: self.scanner.no_leading_dots() }
@@ -272,11 +335,43 @@ pub fn unstuff(body: &[u8], out: &mut Vec<u8>) {
 pub fn fuzz_end_of_data(input: &[u8]) {
     let Some((&at, data)) = input.split_first() else { return };
     let at = usize::from(at).min(data.len());
-    let whole = EndOfData::default().scan(data);
-    let mut split = EndOfData::default();
-    let parts = split.scan(&data[..at]).or_else(|| split.scan(&data[at..]).map(|end| at + end));
-    assert_eq!(whole, parts, "the split changed the end");
-    assert_eq!(whole, naive_end(data), "not the end");
+    for line_endings in [LineEndings::Strict, LineEndings::Normalise] {
+        let receive = |at: usize| {
+            let mut receiver = MessageReceiver::new(u64::MAX - 3, line_endings);
+            let end = receiver.receive(&data[..at]).or_else(|| receiver.receive(&data[at..]).map(|end| at + end));
+            (end, end.map(|_| receiver.finish()))
+        };
+        let (end, received) = receive(data.len());
+        assert_eq!(end, naive_end(data), "not the end");
+        assert_eq!((end, &received), (receive(at).0, &receive(at).1), "the split changed the message");
+        if let Some(Received::Message { body, .. }) = received {
+            assert_eq!(naive_bare(&body), None, "a lone CR or LF stays");
+            assert_eq!(naive_end(&body), None, "an end of data stays");
+        }
+    }
+}
+
+/// Written to be obviously right: the first CR without its LF, or LF without its CR.
+pub(crate) fn naive_bare(data: &[u8]) -> Option<BareLineEnd> {
+    (0..data.len()).find_map(|i| match data[i] {
+        b'\r' if data.get(i + 1) != Some(&b'\n') => Some(BareLineEnd::Cr),
+        b'\n' if i == 0 || data[i - 1] != b'\r' => Some(BareLineEnd::Lf),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+/// Written to be obviously right: what [`LineEndings::Normalise`] makes of lone CR and LF.
+pub(crate) fn naive_normalised(data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (i, &byte) in data.iter().enumerate() {
+        match byte {
+            b'\r' if data.get(i + 1) != Some(&b'\n') => out.push(b' '),
+            b'\n' if i == 0 || data[i - 1] != b'\r' => out.extend_from_slice(b"\r\n"),
+            _ => out.push(byte),
+        }
+    }
+    out
 }
 
 /// Written to be obviously right: the first "." CR LF at the start of the data or behind a CR LF.
@@ -290,12 +385,6 @@ fn naive_end(data: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn naive_bare(data: &[u8]) -> bool {
-        let cr = |i: usize| data[i] == b'\r' && data.get(i + 1) != Some(&b'\n');
-        let lf = |i: usize| data[i] == b'\n' && (i == 0 || data[i - 1] != b'\r');
-        (0..data.len()).any(|i| cr(i) || lf(i))
-    }
 
     fn naive_leading_dot(body: &[u8]) -> bool {
         body.starts_with(b".") || body.windows(3).any(|window| window == b"\r\n.")
@@ -314,12 +403,21 @@ mod tests {
         let end = scanner.scan(data);
         assert_eq!(end, naive_end(data), "{data:?}");
         if let Some(end) = end {
-            assert_eq!(scanner.bare_line_end().is_some(), naive_bare(&data[..end]), "{data:?}");
-            if !naive_bare(&data[..end]) {
-                let body = naive_canonical(&data[..end - 3]);
+            assert_eq!(scanner.bare_line_end(), naive_bare(&data[..end]), "{data:?}");
+            let message = |body: Vec<u8>| {
                 let no_leading_dots = !naive_leading_dot(&body);
-                check_receive(100, data, Received::Message { body, no_leading_dots });
+                Received::Message { body, no_leading_dots }
+            };
+            let normal = naive_canonical(&naive_normalised(&data[..end - 3]));
+            // Length 9 and the end that is put behind: four times as many strings for nothing new.
+            if data.len() < 9 + 5 {
+                check_receive_with(LineEndings::Normalise, 100, data, &message(normal));
             }
+            let strict = match scanner.bare_line_end() {
+                Some(bare) => Received::Bare(bare),
+                None => message(naive_canonical(&data[..end - 3])),
+            };
+            check_receive_with(LineEndings::Strict, 100, data, &strict);
         }
         for at in 0..=data.len() {
             let mut split = EndOfData::default();
@@ -353,7 +451,7 @@ mod tests {
     fn a_body_taken_in_parts_is_the_whole_body() {
         let data = b"line one\r\n..line two\r\n.line three\r\n\r\n.\r\nQUIT\r\n";
         for step in 1..10 {
-            let mut receiver = MessageReceiver::new(1000);
+            let mut receiver = MessageReceiver::new(1000, LineEndings::Strict);
             let mut parts = Vec::new();
             for chunk in data.chunks(step) {
                 let ended = receiver.receive(chunk).is_some();
@@ -369,11 +467,15 @@ mod tests {
     }
 
     fn check_receive(bytes_max: u64, data: &[u8], expected: Received) {
+        check_receive_with(LineEndings::Strict, bytes_max, data, &expected);
+    }
+
+    fn check_receive_with(line_endings: LineEndings, bytes_max: u64, data: &[u8], expected: &Received) {
         for at in 0..=data.len() {
-            let mut receiver = MessageReceiver::new(bytes_max);
+            let mut receiver = MessageReceiver::new(bytes_max, line_endings);
             let end = receiver.receive(&data[..at]).or_else(|| receiver.receive(&data[at..]).map(|end| at + end));
             assert!(end.is_some());
-            assert_eq!(receiver.finish(), expected, "split at {at}");
+            assert_eq!(receiver.finish(), *expected, "{data:?} split at {at}, {line_endings:?}");
         }
     }
 

@@ -3,6 +3,8 @@
 //! Nothing here knows a socket, a clock or an executor.
 
 pub mod address;
+pub mod attributes;
+pub mod chunk;
 pub mod client;
 pub mod command;
 pub mod data;

@@ -1,71 +1,147 @@
 //! A session against a driver in memory: for its tests and its fuzz target. No production code calls it.
 
-use super::{AuthOffer, Event, Session, SessionConfig};
+use super::{AuthOffer, Event, Peer, Session, SessionConfig};
+use crate::smtp::chunk::ChunkReceiver;
+use crate::smtp::data::LineEndings;
 use crate::smtp::data::{MessageReceiver, Received};
-use crate::smtp::{ForwardPath, Reply};
+use crate::smtp::{Address, ForwardPath, Reply};
 use smallvec::smallvec;
 use std::sync::Arc;
 
 /// Octets of one message that the driver in memory takes.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 1000;
 
+/// A message on its way: by DATA, or octets that a chunk still has.
+enum Incoming {
+    Data(MessageReceiver),
+    Chunk { left: u64, last: bool },
+}
+
+/// A driver in memory.
+struct Driver {
+    session: Session,
+    out: Vec<u8>,
+    buffer: Vec<u8>,
+    incoming: Option<Incoming>,
+    chunks: Option<ChunkReceiver>,
+}
+
 /// Plays a session and gives all its output. `good@` recipients exist, the login is joe/secret, every message is stored
 /// as `ID`, a TLS handshake always succeeds.
 pub(super) fn run(config: SessionConfig, chunks: &[&[u8]]) -> Vec<u8> {
-    let mut session = Session::new(Arc::new(config), false);
-    let mut out = Vec::new();
-    let mut buffer = Vec::new();
-    let mut receiver: Option<MessageReceiver> = None;
+    run_for(config, Peer::stranger("192.0.2.1:4711".parse().expect("it is one")), chunks)
+}
+
+/// [`run`] for a given client.
+pub(super) fn run_for(config: SessionConfig, peer: Peer, chunks: &[&[u8]]) -> Vec<u8> {
+    let session = Session::new(Arc::new(config), peer, false);
+    let mut driver = Driver { session, out: Vec::new(), buffer: Vec::new(), incoming: None, chunks: None };
     for chunk in chunks {
-        buffer.extend_from_slice(chunk);
-        loop {
-            if let Some(message) = &mut receiver {
-                let end = message.receive(&buffer);
-                buffer.drain(..end.unwrap_or(buffer.len()));
-                if end.is_none() {
-                    break;
-                }
-            }
-            if let Some(message) = receiver.take() {
-                session.message_result(match message.finish() {
-                    Received::Message { .. } => Ok("ID"),
-                    Received::TooLarge => Err(Reply::new(552, (5, 3, 4), "too large")),
-                    Received::Bare(_) => Err(Reply::new(550, (5, 6, 11), "bare")),
-                });
-            }
-            let taken = session.handle_input(&buffer);
-            buffer.drain(..taken);
-            match session.take_event() {
-                None => break,
-                Some(Event::Mail { .. }) => session.mail_result(Ok(())),
-                Some(Event::Rcpt) => {
-                    let result = match &session.rcpt().expect("it is asked about").forward_path {
-                        ForwardPath::Mailbox(address) if address.local_part() == "good" => {
-                            Ok(smallvec![address.clone()])
-                        }
-                        _ => Err(Reply::new(550, (5, 1, 1), "no")),
-                    };
-                    session.rcpt_result(result);
-                }
-                Some(Event::Authenticate { username, password }) => {
-                    let right = (username.as_str(), password.as_str()) == ("joe", "secret");
-                    session.auth_result(if right { Ok("joe".into()) } else { Err(Reply::new(535, (5, 7, 8), "no")) });
-                }
-                Some(Event::Data) => receiver = Some(MessageReceiver::new(MESSAGE_BYTES_MAX)),
-                Some(Event::StartTls) => {
-                    out.extend_from_slice(session.output());
-                    buffer.clear();
-                    session.tls_started();
-                }
-            }
-        }
-        out.extend_from_slice(session.output());
-        session.clear_output();
-        if session.is_closed() {
+        driver.buffer.extend_from_slice(chunk);
+        while driver.step() {}
+        driver.out.extend_from_slice(driver.session.output());
+        driver.session.clear_output();
+        if driver.session.is_closed() {
             break;
         }
     }
-    out
+    driver.out
+}
+
+impl Driver {
+    /// Whether there is more to do without reading.
+    fn step(&mut self) -> bool {
+        if let Some(incoming) = self.incoming.take() {
+            return self.receive(incoming);
+        }
+        let taken = self.session.handle_input(&self.buffer);
+        self.buffer.drain(..taken);
+        match self.session.take_event() {
+            None => return false,
+            Some(event) => self.handle(event),
+        }
+        true
+    }
+
+    fn receive(&mut self, mut incoming: Incoming) -> bool {
+        match &mut incoming {
+            Incoming::Data(receiver) => {
+                let end = receiver.receive(&self.buffer);
+                self.buffer.drain(..end.unwrap_or(self.buffer.len()));
+                match (end, incoming) {
+                    (Some(_), Incoming::Data(receiver)) => self.session.message_result(stored(receiver.finish())),
+                    (_, incoming) => {
+                        self.incoming = Some(incoming);
+                        return false;
+                    }
+                }
+            }
+            Incoming::Chunk { left, last } => {
+                let own = self.buffer.len().min(usize::try_from(*left).expect("a chunk that is taken is small"));
+                let receiver = self.chunks.as_mut().expect("the first chunk made it");
+                receiver.receive(&self.buffer[..own]);
+                self.buffer.drain(..own);
+                *left -= own as u64;
+                match (*left, *last) {
+                    (0, true) => {
+                        let receiver = self.chunks.take().expect("it was used above");
+                        self.session.message_result(stored(receiver.finish()));
+                    }
+                    (0, false) => {
+                        let refused = receiver.refused().map(|refused| stored(refused).map(|_| ()));
+                        self.session.chunk_result(refused.unwrap_or(Ok(())));
+                    }
+                    _ => {
+                        self.incoming = Some(incoming);
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, event: Event) {
+        let session = &mut self.session;
+        match event {
+            Event::Mail { .. } => session.mail_result(Ok(())),
+            Event::Rcpt => match &session.rcpt().expect("it is asked about").forward_path {
+                ForwardPath::Mailbox(address) if address.local_part() == "good" => session.rcpt_taken(),
+                ForwardPath::Mailbox(address) if address.local_part() == "alias" => {
+                    let good = Address::parse(b"good@alias.example", false).expect("it is one");
+                    session.rcpt_result(Ok(smallvec![good]));
+                }
+                _ => session.rcpt_result(Err(Reply::new(550, (5, 1, 1), "no"))),
+            },
+            Event::Authenticate { username, password } => {
+                let right = (username.as_str(), password.as_str()) == ("joe", "secret");
+                session.auth_result(if right { Ok("joe".into()) } else { Err(Reply::new(535, (5, 7, 8), "no")) });
+            }
+            Event::Data => {
+                self.incoming = Some(Incoming::Data(MessageReceiver::new(MESSAGE_BYTES_MAX, LineEndings::Strict)));
+            }
+            Event::Chunk { octets, first, last } => {
+                if first {
+                    self.chunks = Some(ChunkReceiver::new(MESSAGE_BYTES_MAX, session.content()));
+                }
+                self.incoming = Some(Incoming::Chunk { left: octets, last });
+            }
+            Event::StartTls => {
+                self.out.extend_from_slice(session.output());
+                self.buffer.clear();
+                session.tls_started();
+            }
+            Event::ClientChanged => session.client_result(Ok(false)),
+        }
+    }
+}
+
+fn stored(received: Received) -> Result<&'static str, Reply> {
+    match received {
+        Received::Message { .. } => Ok("ID"),
+        Received::TooLarge => Err(Reply::new(552, (5, 3, 4), "too large")),
+        Received::Bare(_) => Err(Reply::new(550, (5, 6, 11), "bare")),
+    }
 }
 
 /// Body of the fuzz target: the first octet says where the rest is split. The split changes nothing, and all that is
@@ -74,14 +150,13 @@ pub fn fuzz_session(input: &[u8]) {
     let Some((&at, input)) = input.split_first() else { return };
     let config = SessionConfig {
         hostname: "mx.example".into(),
-        lmtp: false,
         message_bytes_max: MESSAGE_BYTES_MAX,
         recipients_max: 3,
         errors_max: 5,
-        starttls: false,
         auth: AuthOffer::Always,
-        auth_required: false,
         dsn: true,
+        binarymime: true,
+        ..SessionConfig::default()
     };
     let (first, second) = input.split_at(usize::from(at).min(input.len()));
     let whole = run(config.clone(), &[input]);

@@ -2,19 +2,20 @@
 
 use super::fuzz::{MESSAGE_BYTES_MAX, fuzz_session};
 use super::*;
+use smallvec::SmallVec;
 
 fn config() -> SessionConfig {
     SessionConfig {
         hostname: "mx.example".into(),
-        lmtp: false,
         message_bytes_max: MESSAGE_BYTES_MAX,
         recipients_max: 3,
-        errors_max: 20,
-        starttls: false,
         auth: AuthOffer::Always,
-        auth_required: false,
-        dsn: false,
+        ..SessionConfig::default()
     }
+}
+
+fn stranger() -> Peer {
+    Peer::stranger("192.0.2.1:4711".parse().unwrap())
 }
 
 fn run(config: SessionConfig, chunks: &[&[u8]]) -> String {
@@ -202,7 +203,7 @@ fn over_long_responses_leave_the_login() {
 
 /// A session that has asked about `command`, sent behind EHLO and MAIL.
 fn asked(prefix: &str, command: &str) -> Session {
-    let mut session = Session::new(Arc::new(SessionConfig { starttls: true, ..config() }), false);
+    let mut session = Session::new(Arc::new(SessionConfig { starttls: true, ..config() }), stranger(), false);
     let input = format!("{prefix}{command}\r\n");
     let mut taken = 0;
     loop {
@@ -256,7 +257,7 @@ fn nothing_is_taken_between_starttls_and_the_handshake() {
 fn an_alias_leaves_its_name_in_orcpt() {
     let check_orcpt = |rcpt: &str, becomes: &str, expected: Option<&str>| {
         let dsn = SessionConfig { dsn: true, ..config() };
-        let mut session = Session::new(Arc::new(dsn), false);
+        let mut session = Session::new(Arc::new(dsn), stranger(), false);
         let input = format!("EHLO c\r\nMAIL FROM:<>\r\n{rcpt}\r\nDATA\r\n");
         let mut rest = input.as_bytes();
         loop {
@@ -270,13 +271,228 @@ fn an_alias_leaves_its_name_in_orcpt() {
                 _ => break,
             }
         }
-        let envelope = session.envelope("192.0.2.1".parse().unwrap()).unwrap();
+        let envelope = session.envelope().unwrap();
         assert_eq!(envelope.recipients[0].orcpt.as_deref(), expected, "{rcpt}");
     };
     check_orcpt("RCPT TO:<a@b.example>", "a@b.example", None);
     check_orcpt("RCPT TO:<list@b.example>", "a@b.example", Some("rfc822;list@b.example"));
     check_orcpt("RCPT TO:<list@b.example> ORCPT=rfc822;x@y.example", "a@b.example", Some("rfc822;x@y.example"));
     check_orcpt("RCPT TO:<postmaster>", "root@b.example", None);
+}
+
+/// EHLO, MAIL and a good RCPT.
+const BEGUN: &str = "EHLO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<good@d.example>\r\n";
+
+#[test]
+fn messages_in_chunks() {
+    let check_begun = |input: &str, expected: &str| {
+        check(&format!("{BEGUN}{input}"), format!("250 250 250 {expected}").trim_end());
+    };
+    check_begun("BDAT 6 LAST\r\nabcd\r\nNOOP\r\n", "250 250");
+    check_begun("BDAT 3\r\nab\rBDAT 1\r\n\nBDAT 0 LAST\r\nNOOP\r\n", "250 250 250 250");
+    check_begun("BDAT 0 LAST\r\nBDAT 4 LAST\r\nNOOPNOOP\r\n", "250 503 250");
+    // What looks like the end of data or a command is content.
+    check_begun("BDAT 12 LAST\r\n.\r\nNOOP\r\n.\r\nNOOP\r\n", "250 250");
+    check_begun("BDAT 3\r\n.\r\nBDAT 3\r\n.\r\nRSET\r\nDATA\r\nNOOP\r\n", "250 250 250 503 250");
+    // Data and chunks do not mix, nor does anything that changes the envelope.
+    check_begun(
+        "BDAT 1\r\nxDATA\r\nRCPT TO:<good@e.example>\r\nMAIL FROM:<>\r\nBDAT 0 LAST\r\n",
+        "250 503 503 503 250",
+    );
+    check_begun("BDAT 1\r\nxNOOP\r\nVRFY x\r\nBDAT 0 LAST\r\n", "250 250 252 250");
+    check_begun("DATA\r\nx\r\n.\r\nBDAT 6 LAST\r\nQUIT\r\nNOOP\r\n", "354 250 503 250");
+    check_begun("BDAT 1\r\nxEHLO c\r\nBDAT 6 LAST\r\nQUIT\r\nNOOP\r\n", "250 250 503 250");
+    check_begun("BDAT 1\r\nxQUIT\r\nNOOP\r\n", "250 221");
+}
+
+#[test]
+fn refused_chunks_are_eaten_and_never_executed() {
+    check("BDAT 6 LAST\r\nQUIT\r\nNOOP\r\n", "503 250");
+    check("EHLO c\r\nBDAT 6\r\nQUIT\r\nBDAT 0 LAST\r\nNOOP\r\n", "250 503 503 250");
+    check("EHLO c\r\nMAIL FROM:<>\r\nBDAT 6 LAST\r\nQUIT\r\nRCPT TO:<good@d.example>\r\n", "250 250 503 250");
+    check("EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<bad@d.example>\r\nBDAT 6\r\nQUIT\r\nNOOP\r\n", "250 250 550 554 250");
+    check(&format!("{BEGUN}BDAT 6 FIRST\r\nQUIT\r\nNOOP\r\n"), "250 250 250 501 250");
+    // Too large: one chunk, the sum of chunks, and a sum that no number holds.
+    let (big, half) = ("Q".repeat(1001), "Q".repeat(501));
+    check(&format!("{BEGUN}BDAT 1001 LAST\r\n{big}NOOP\r\nMAIL FROM:<>\r\n"), "250 250 250 552 250 250");
+    check(
+        &format!("{BEGUN}BDAT 501\r\n{half}BDAT 501\r\n{half}BDAT 6 LAST\r\nQUIT\r\nNOOP\r\n"),
+        "250 250 250 250 552 503 250",
+    );
+    check(&format!("{BEGUN}BDAT 1\r\nxBDAT 18446744073709551615 LAST\r\nQUIT\r\nNOOP\r\n"), "250 250 250 250");
+    // After a refusal RSET is wanted, or the last chunk.
+    check(
+        &format!("{BEGUN}BDAT 1001\r\n{big}MAIL FROM:<>\r\nDATA\r\nRSET\r\nMAIL FROM:<>\r\n"),
+        "250 250 250 552 503 503 250 250",
+    );
+    check(
+        &format!("{BEGUN}BDAT 3\r\na\nbBDAT 6\r\nQUIT\r\nBDAT 0 LAST\r\nMAIL FROM:<>\r\n"),
+        "250 250 250 550 503 503 250",
+    );
+    check(&format!("{BEGUN}BDAT 3 LAST\r\na\rbMAIL FROM:<>\r\n"), "250 250 250 550 250");
+}
+
+#[test]
+fn a_chunk_of_unknown_size_ends_the_session() {
+    for bad in ["BDAT", "BDAT x", "BDAT -1 LAST", "BDAT 99999999999999999999", "BDAT 5\0", "bdat\tLAST"] {
+        check(&format!("{BEGUN}{bad}\r\nQUIT\r\nNOOP\r\n"), "250 250 250 501 421");
+    }
+    check(&format!("{BEGUN}BDAT 6\nQUIT\r\n"), "250 250 250 501 421");
+    let padded = format!("{BEGUN}BDAT 6 {}\r\nQUIT\r\n", " ".repeat(AUTH_LINE_BYTES_MAX));
+    assert!(run(config(), &[padded.as_bytes()]).ends_with("421 4.5.2 nobody knows where the next command begins\r\n"));
+}
+
+#[test]
+fn binary_messages_come_in_chunks_only() {
+    let binary = SessionConfig { binarymime: true, ..config() };
+    let begun = "EHLO c\r\nMAIL FROM:<> BODY=BINARYMIME\r\nRCPT TO:<good@d.example>\r\n";
+    let check_binary =
+        |input: &str, expected| check_with(binary.clone(), format!("{begun}{input}").as_bytes(), expected);
+    check_binary("DATA\r\nBDAT 5 LAST\r\na\rb\nc", "250 250 250 503 250");
+    check(begun, "250 501 503");
+}
+
+#[test]
+fn lmtp_answers_for_each_recipient_after_the_last_chunk() {
+    let lmtp = SessionConfig { lmtp: true, ..config() };
+    let begun = "LHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<good@d.example>\r\nRCPT TO:<good@e.example>\r\n";
+    let check_lmtp = |input: &str, expected| check_with(lmtp.clone(), format!("{begun}{input}").as_bytes(), expected);
+    check_lmtp("BDAT 1\r\nxBDAT 1 LAST\r\ny", "250 250 250 250 250 250 250");
+    check_lmtp("BDAT 1\r\nxBDAT 1 LAST\r\n\n", "250 250 250 250 250 550 550");
+    check_lmtp(&format!("BDAT 1001 LAST\r\n{}NOOP\r\n", "x".repeat(1001)), "250 250 250 250 552 552 250");
+}
+
+#[test]
+fn what_is_announced_is_what_works() {
+    let announced = |config: SessionConfig, peer: Peer| {
+        let text = String::from_utf8(fuzz::run_for(config, peer, &[b"EHLO c\r\n"])).unwrap();
+        let mut keywords: Vec<String> =
+            text.lines().skip(2).map(|line| line[4..].split(' ').next().unwrap().to_owned()).collect();
+        keywords.sort_unstable();
+        keywords.join(" ")
+    };
+    assert_eq!(
+        announced(SessionConfig { mt_priority: false, ..SessionConfig::default() }, stranger()),
+        "8BITMIME CHUNKING ENHANCEDSTATUSCODES HELP LIMITS PIPELINING SIZE SMTPUTF8"
+    );
+    let all = SessionConfig { starttls: true, dsn: true, binarymime: true, requiretls: true, ..config() };
+    let proxy = Peer { xclient: true, xforward: true, ..stranger() };
+    assert_eq!(
+        announced(all, proxy),
+        "8BITMIME AUTH BINARYMIME CHUNKING DSN ENHANCEDSTATUSCODES HELP LIMITS MT-PRIORITY PIPELINING SIZE SMTPUTF8 \
+         STARTTLS XCLIENT XFORWARD"
+    );
+    let limits = SessionConfig { transactions_max: 7, recipients_max: 9, ..config() };
+    assert!(run(limits, &[b"EHLO c\r\n"]).contains("250-LIMITS RCPTMAX=9 MAILMAX=7\r\n"));
+}
+
+#[test]
+fn the_limit_of_transactions_ends_the_session() {
+    let limited = SessionConfig { transactions_max: 2, ..config() };
+    let input = b"EHLO c\r\nMAIL FROM:<>\r\nRSET\r\nMAIL FROM:<>\r\nRSET\r\nMAIL FROM:<>\r\nNOOP\r\n";
+    check_with(limited, input, "250 250 250 250 250 421");
+}
+
+#[test]
+fn requiretls_is_offered_only_under_tls() {
+    let config = SessionConfig { requiretls: true, starttls: true, ..config() };
+    let mail: &[u8] = b"EHLO c\r\nMAIL FROM:<a@b.example> REQUIRETLS\r\n";
+    check_with(config.clone(), mail, "250 555");
+    let under_tls = run(config, &[b"EHLO c\r\nSTARTTLS\r\n", mail]);
+    assert!(under_tls.contains("250-REQUIRETLS\r\n") && under_tls.ends_with("250 2.1.0 OK\r\n"), "{under_tls}");
+}
+
+#[test]
+fn a_high_priority_needs_a_login_or_trust() {
+    let reply = |peer: Peer, input: &str| {
+        let text = String::from_utf8(fuzz::run_for(config(), peer, &[input.as_bytes()])).unwrap();
+        text.lines().last().unwrap().to_owned()
+    };
+    let mail = "EHLO c\r\nMAIL FROM:<> MT-PRIORITY=4\r\n";
+    assert_eq!(reply(stranger(), mail), "250 2.3.6 0 is the priority without a login");
+    assert_eq!(reply(stranger(), &mail.replace('4', "-4")), "250 2.1.0 OK");
+    assert_eq!(reply(Peer { trusted: true, ..stranger() }, mail), "250 2.1.0 OK");
+    assert_eq!(reply(stranger(), &mail.replace("MAIL", "AUTH PLAIN AGpvZQBzZWNyZXQ=\r\nMAIL")), "250 2.1.0 OK");
+}
+
+#[test]
+fn ehlo_may_be_wanted_strictly() {
+    let strict = SessionConfig { strict_helo: true, ..config() };
+    for (name, code) in [
+        ("c.example", "250"),
+        ("host_1.local", "250"),
+        ("[192.0.2.1]", "250"),
+        ("[IPv6:::1]", "250"),
+        ("c..example", "501"),
+        ("-c", "501"),
+        ("[192.0.2]", "501"),
+        ("<c>", "501"),
+        ("c/d", "501"),
+    ] {
+        for verb in ["EHLO", "HELO"] {
+            check_with(strict.clone(), format!("{verb} {name}\r\n").as_bytes(), code);
+            check(&format!("{verb} {name}\r\n"), "250");
+        }
+    }
+}
+
+#[test]
+fn a_proxy_names_its_client() {
+    let proxy = Peer { xclient: true, trusted: true, ..stranger() };
+    let codes = |peer: Peer, input: &str| {
+        let text = String::from_utf8(fuzz::run_for(config(), peer, &[input.as_bytes()])).unwrap();
+        let lines = text.lines().skip(1).filter(|line| line.as_bytes()[3] == b' ');
+        lines.map(|line| line[..3].to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let xclient = "XCLIENT ADDR=203.0.113.9 NAME=far.example LOGIN=joe\r\n";
+    assert_eq!(
+        codes(proxy, &format!("EHLO p\r\n{xclient}MAIL FROM:<>\r\nEHLO c\r\nMAIL FROM:<>\r\n")),
+        "250 220 503 250 250"
+    );
+    assert_eq!(codes(proxy, &format!("{xclient}EHLO c\r\nAUTH PLAIN AGpvZQBzZWNyZXQ=\r\n")), "220 250 503");
+    assert_eq!(codes(proxy, "XCLIENT ADDR=203.0.113.9 HELO=c PROTO=SMTP\r\nMAIL FROM:<>\r\n"), "220 250");
+    assert_eq!(codes(proxy, &format!("{BEGUN}{xclient}XCLIENT FOO=bar\r\nXCLIENT\r\n")), "250 250 250 503 501 501");
+    assert_eq!(codes(stranger(), &format!("EHLO p\r\n{xclient}XFORWARD ADDR=192.0.2.7\r\n")), "250 550 550");
+}
+
+#[test]
+fn a_proxied_session_is_the_clients() {
+    let mut session = Session::new(Arc::new(config()), Peer { xclient: true, trusted: true, ..stranger() }, false);
+    let line = b"XCLIENT ADDR=IPV6:2001:db8::9 PORT=99 NAME=far.example HELO=me.example LOGIN=joe\r\n";
+    assert_eq!(session.handle_input(line), line.len());
+    assert_eq!(session.take_event(), Some(Event::ClientChanged));
+    assert_eq!(session.peer().address, "[2001:db8::9]:99".parse().unwrap());
+    session.client_result(Ok(false));
+    assert!(!session.peer().trusted && session.peer().xclient);
+    assert_eq!((session.client_name(), session.helo()), (Some("far.example"), "me.example"));
+    assert_eq!(session.login().map(|login| &**login), Some("joe"));
+    session.handle_input(b"XCLIENT NAME=[UNAVAILABLE] LOGIN=[UNAVAILABLE]\r\n");
+    session.take_event();
+    session.client_result(Err(Reply::new(550, (5, 7, 1), "no")));
+    assert_eq!((session.client_name(), session.login()), (None, None));
+    assert!(session.output().ends_with(b"550 5.7.1 no\r\n"));
+}
+
+#[test]
+fn what_is_forwarded_belongs_to_one_message() {
+    let mut session = Session::new(Arc::new(config()), Peer { xforward: true, ..stranger() }, false);
+    let feed = |session: &mut Session, mut input: &[u8]| {
+        while !input.is_empty() {
+            input = &input[session.handle_input(input)..];
+            match session.take_event() {
+                Some(Event::Mail { .. }) => session.mail_result(Ok(())),
+                Some(event) => panic!("{event:?}"),
+                None => {}
+            }
+        }
+    };
+    feed(&mut session, b"EHLO f\r\nXFORWARD NAME=far.example ADDR=203.0.113.9\r\nXFORWARD HELO=me IDENT=1AB\r\n");
+    feed(&mut session, b"MAIL FROM:<>\r\n");
+    let forwarded = session.forwarded().unwrap();
+    assert_eq!((forwarded.addr, forwarded.helo.as_deref()), (Some("203.0.113.9".parse().unwrap()), Some("me")));
+    assert_eq!(session.client(), stranger().address.ip(), "it decides nothing");
+    feed(&mut session, b"RSET\r\n");
+    assert_eq!(session.forwarded(), None);
 }
 
 #[test]
