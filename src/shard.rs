@@ -128,12 +128,8 @@ async fn report(spool: Rc<ShardSpool>, meter: Arc<Meter>) {
         meter.counters.spool_syncs.set_total(counts.syncs);
         meter.counters.spool_bytes.set_total(counts.bytes);
         meter.counters.spool_failures.set_total(counts.failures);
-        crate::spool::each_new(&shown.batch_messages, &counts.batch_messages, |value, count| {
-            meter.batch_messages.record_many(value, count);
-        });
-        crate::spool::each_new(&shown.sync_us_buckets, &counts.sync_us_buckets, |value, count| {
-            meter.sync_us.record_many(value, count);
-        });
+        counts.batch_messages.each_since(&shown.batch_messages, |value, count| meter.batch_messages.add(value, count));
+        counts.sync_us_each.each_since(&shown.sync_us_each, |value, count| meter.sync_us.add(value, count));
         shown = counts;
         if !spool.healthy() {
             meter.set_not_ready("the spool failed: its disk takes no more writes");

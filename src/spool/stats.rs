@@ -18,8 +18,56 @@ struct Counters {
     syncs: AtomicU64,
     sync_us: AtomicU64,
     failures: AtomicU64,
-    batch_messages: [AtomicU64; BUCKETS],
-    sync_us_buckets: [AtomicU64; BUCKETS],
+    batch_messages: Buckets,
+    sync_us_each: Buckets,
+}
+
+/// A distribution: how many values fell into each bucket, and their sum.
+#[derive(Debug, Default)]
+struct Buckets {
+    counts: [AtomicU64; BUCKETS],
+    sums: [AtomicU64; BUCKETS],
+}
+
+impl Buckets {
+    fn note(&self, value: u64) {
+        add(&self.counts[bucket(value)], 1);
+        add(&self.sums[bucket(value)], value);
+    }
+
+    fn spread(&self) -> Spread {
+        let load =
+            |counters: &[AtomicU64; BUCKETS]| std::array::from_fn(|index| counters[index].load(Ordering::Relaxed));
+        Spread { counts: load(&self.counts), sums: load(&self.sums) }
+    }
+}
+
+/// A distribution at one time.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Spread {
+    /// Values in each bucket.
+    pub counts: [u64; BUCKETS],
+    /// Their sum.
+    pub sums: [u64; BUCKETS],
+}
+
+impl Spread {
+    /// Gives values that stand for those that came since `before`, and how often each: as many in each bucket, and with
+    /// exactly their sum.
+    pub fn each_since(&self, before: &Spread, mut each: impl FnMut(u64, u64)) {
+        for index in 0..BUCKETS {
+            let count = self.counts[index].saturating_sub(before.counts[index]);
+            if count == 0 {
+                continue;
+            }
+            let sum = self.sums[index].saturating_sub(before.sums[index]);
+            let (mean, rest) = (sum / count, sum % count);
+            if rest > 0 {
+                each(mean + 1, rest);
+            }
+            each(mean, count - rest);
+        }
+    }
 }
 
 /// All counters at one time.
@@ -36,9 +84,9 @@ pub struct SpoolCounts {
     /// Batches that failed.
     pub failures: u64,
     /// Batches by their number of messages.
-    pub batch_messages: [u64; BUCKETS],
+    pub batch_messages: Spread,
     /// Batches by the microseconds that their write and sync took.
-    pub sync_us_buckets: [u64; BUCKETS],
+    pub sync_us_each: Spread,
 }
 
 impl SpoolStats {
@@ -51,8 +99,8 @@ impl SpoolStats {
             syncs: load(&self.0.syncs),
             sync_us: load(&self.0.sync_us),
             failures: load(&self.0.failures),
-            batch_messages: std::array::from_fn(|index| load(&self.0.batch_messages[index])),
-            sync_us_buckets: std::array::from_fn(|index| load(&self.0.sync_us_buckets[index])),
+            batch_messages: self.0.batch_messages.spread(),
+            sync_us_each: self.0.sync_us_each.spread(),
         }
     }
 
@@ -61,8 +109,8 @@ impl SpoolStats {
         add(&self.0.bytes, bytes);
         add(&self.0.syncs, 1);
         add(&self.0.sync_us, sync_us);
-        add(&self.0.batch_messages[bucket(u64::from(messages))], 1);
-        add(&self.0.sync_us_buckets[bucket(sync_us)], 1);
+        self.0.batch_messages.note(u64::from(messages));
+        self.0.sync_us_each.note(sync_us);
     }
 
     pub(crate) fn note_failure(&self) {
@@ -80,16 +128,6 @@ pub fn bucket_max(index: usize) -> Option<u64> {
     (index + 1 < BUCKETS).then_some(1 << index)
 }
 
-/// Gives the buckets that have grown from one state of a distribution to the next: largest value, and by how many.
-pub fn each_new(before: &[u64; BUCKETS], after: &[u64; BUCKETS], mut each: impl FnMut(u64, u32)) {
-    for index in 0..BUCKETS {
-        let grown = after[index].saturating_sub(before[index]);
-        if grown > 0 {
-            each(1 << index, u32::try_from(grown).unwrap_or(u32::MAX));
-        }
-    }
-}
-
 fn bucket(value: u64) -> usize {
     (value.max(1).next_power_of_two().trailing_zeros() as usize).min(BUCKETS - 1)
 }
@@ -105,5 +143,25 @@ mod tests {
             assert!(bucket_max(index).is_none_or(|max| value <= max), "{value}");
             assert!(index == 0 || bucket_max(index - 1).is_some_and(|below| value > below), "{value}");
         }
+    }
+
+    #[test]
+    fn what_came_since_has_its_exact_count_and_sum() {
+        let stats = SpoolStats::default();
+        stats.note_batch(9, 0, 5);
+        let before = stats.counts();
+        let batches = [1, 1, 3, 4, 9, 10, 13, 16, 700, 100_000, u32::MAX];
+        batches.iter().for_each(|messages| stats.note_batch(*messages, 0, 0));
+        let (mut count, mut sum, mut highest_below_16) = (0, 0, 0);
+        stats.counts().batch_messages.each_since(&before.batch_messages, |value, times| {
+            count += times;
+            sum += value * times;
+            if value <= 16 {
+                highest_below_16 += times;
+            }
+        });
+        assert_eq!(count, batches.len() as u64);
+        assert_eq!(sum, batches.iter().map(|messages| u64::from(*messages)).sum::<u64>());
+        assert_eq!(highest_below_16, 8, "each stays in its bucket");
     }
 }

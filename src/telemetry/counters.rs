@@ -7,6 +7,7 @@ use crate::rt;
 use crossbeam::utils::CachePadded;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -165,14 +166,9 @@ impl Distribution {
 
     /// Adds one value.
     pub fn record(&self, value: u64) {
-        self.record_many(value, 1);
-    }
-
-    /// Adds a value that was seen `count` times.
-    pub fn record_many(&self, value: u64, count: u32) {
         let mut histogram = self.0.lock();
         let bounded = value.clamp(1, histogram.high());
-        histogram.record_n(bounded, count).expect("the value is within the bounds");
+        histogram.record(bounded).expect("the value is within the bounds");
     }
 
     /// Takes away what was recorded since the last call; `spare` (of the same bounds) is emptied and put in its place.
@@ -187,6 +183,22 @@ impl Distribution {
     }
 }
 
+/// Values with the number of times that each was seen, exactly: for few values, as one report a second brings.
+#[derive(Debug, Default)]
+pub struct Tally(Mutex<BTreeMap<u64, u64>>);
+
+impl Tally {
+    /// A value was seen so many times more.
+    pub fn add(&self, value: u64, count: u64) {
+        *self.0.lock().entry(value).or_default() += count;
+    }
+
+    /// Takes away what was added since the last call.
+    pub(super) fn take(&self) -> BTreeMap<u64, u64> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
 /// What one executor reports about itself. Only that executor writes it.
 #[derive(Debug)]
 pub struct Meter {
@@ -196,9 +208,9 @@ pub struct Meter {
     /// Microseconds from acceptance to delivery, per recipient.
     pub delivery_us: Distribution,
     /// Microseconds of one write and sync of a batch.
-    pub sync_us: Distribution,
+    pub sync_us: Tally,
     /// Messages in one batch.
-    pub batch_messages: Distribution,
+    pub batch_messages: Tally,
     heartbeats: Counter,
     retired: AtomicBool,
     /// `None`: ready; otherwise why not.
@@ -211,8 +223,8 @@ impl Meter {
             name: name.to_owned(),
             counters: CachePadded::default(),
             delivery_us: Distribution::new(DELIVERY_US_MAX),
-            sync_us: Distribution::new(SYNC_US_MAX),
-            batch_messages: Distribution::new(BATCH_MESSAGES_MAX),
+            sync_us: Tally::default(),
+            batch_messages: Tally::default(),
             heartbeats: Counter::default(),
             retired: AtomicBool::new(false),
             not_ready: Mutex::new(Some("starting".into())),
@@ -265,10 +277,6 @@ impl Meter {
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// 30 days: longer than any lifetime that the configuration allows makes sense of.
 const DELIVERY_US_MAX: u64 = 30 * 86_400 * 1_000_000;
-/// 10 minutes.
-const SYNC_US_MAX: u64 = 600 * 1_000_000;
-/// More than sessions that can wait for one sync.
-const BATCH_MESSAGES_MAX: u64 = 100_000;
 
 /// All meters of the process. Cloning shares it.
 #[derive(Clone, Debug, Default)]

@@ -3,13 +3,14 @@
 //!
 //! It also watches the heartbeats ([`Publisher::stalled`]).
 
-use super::counters::{Distribution, Kind, Meter, Sample, Telemetry};
+use super::counters::{Kind, Meter, Sample, Tally, Telemetry};
 use super::event::EventLog;
 use crate::rt;
 use hdrhistogram::Histogram;
 use metrics::{Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time without a heartbeat after which an executor counts as stuck.
@@ -21,17 +22,13 @@ pub struct Publisher {
     log: EventLog,
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
-    distributions: [Published; 3],
+    deliveries: Published,
     hearts: HashMap<String, Heart>,
     started_ms: u64,
 }
 
-/// One distribution over all executors.
+/// The delivery times of all executors.
 struct Published {
-    metric: &'static str,
-    of: fn(&Meter) -> &Distribution,
-    /// What one unit of the recorded values is in the published unit.
-    scale: f64,
     /// Values of one executor since the last time; exchanged with the executor's.
     spare: Histogram<u32>,
     /// Values of all executors since the last time.
@@ -60,7 +57,7 @@ impl Publisher {
             log,
             recorder,
             handle,
-            distributions: distributions(),
+            deliveries: Published::new(),
             hearts: HashMap::new(),
             started_ms: rt::unix_ms(),
         }
@@ -70,9 +67,9 @@ impl Publisher {
     pub fn publish(&mut self, now: Instant) {
         let meters = self.telemetry.meters();
         self.publish_samples(&meters);
-        for published in &mut self.distributions {
-            published.publish(&self.recorder, &meters);
-        }
+        self.deliveries.publish(&self.recorder, &meters);
+        self.publish_tally(&meters, SYNC, |meter| &meter.sync_us, 1e-6);
+        self.publish_tally(&meters, BATCH, |meter| &meter.batch_messages, 1.0);
         self.publish_process();
         self.handle.run_upkeep();
         for meter in &meters {
@@ -84,7 +81,7 @@ impl Publisher {
         }
     }
 
-    fn publish_samples(&self, meters: &[std::sync::Arc<Meter>]) {
+    fn publish_samples(&self, meters: &[Arc<Meter>]) {
         let mut totals: Vec<Sample> = Vec::new();
         for meter in meters {
             for (index, sample) in meter.counters.samples().into_iter().enumerate() {
@@ -102,6 +99,13 @@ impl Publisher {
                 Kind::Counter => self.recorder.register_counter(&key, &METADATA).absolute(total.value),
                 Kind::Gauge => self.recorder.register_gauge(&key, &METADATA).set(total.value as f64),
             }
+        }
+    }
+
+    fn publish_tally(&self, meters: &[Arc<Meter>], metric: &'static str, of: fn(&Meter) -> &Tally, scale: f64) {
+        let histogram = self.recorder.register_histogram(&Key::from_static_name(metric), &METADATA);
+        for (value, count) in meters.iter().flat_map(|meter| of(meter).take()) {
+            histogram.record_many(value as f64 * scale, count as usize);
         }
     }
 
@@ -143,34 +147,23 @@ impl Publisher {
 }
 
 impl Published {
-    fn publish(&mut self, recorder: &PrometheusRecorder, meters: &[std::sync::Arc<Meter>]) {
+    fn new() -> Published {
+        let model = Telemetry::new().register("model");
+        Published { spare: model.delivery_us.spare(), merged: model.delivery_us.spare() }
+    }
+
+    fn publish(&mut self, recorder: &PrometheusRecorder, meters: &[Arc<Meter>]) {
         self.merged.reset();
         for meter in meters {
-            (self.of)(meter).take(&mut self.spare);
+            meter.delivery_us.take(&mut self.spare);
             self.merged.add(&self.spare).expect("all have the same bounds");
         }
-        let histogram = recorder.register_histogram(&Key::from_static_name(self.metric), &METADATA);
+        let histogram = recorder.register_histogram(&Key::from_static_name(DELIVERY), &METADATA);
         for step in self.merged.iter_recorded() {
-            let value = self.merged.median_equivalent(step.value_iterated_to()) as f64;
-            histogram.record_many(value * self.scale, step.count_since_last_iteration() as usize);
+            let microseconds = self.merged.median_equivalent(step.value_iterated_to()) as f64;
+            histogram.record_many(microseconds * 1e-6, step.count_since_last_iteration() as usize);
         }
     }
-}
-
-fn distributions() -> [Published; 3] {
-    let model = Telemetry::new().register("model");
-    let published = |metric, of: fn(&Meter) -> &Distribution, scale| Published {
-        metric,
-        of,
-        scale,
-        spare: of(&model).spare(),
-        merged: of(&model).spare(),
-    };
-    [
-        published(DELIVERY, |meter| &meter.delivery_us, 1e-6),
-        published(SYNC, |meter| &meter.sync_us, 1e-6),
-        published(BATCH, |meter| &meter.batch_messages, 1.0),
-    ]
 }
 
 const DELIVERY: &str = "ringmail_delivery_seconds";
@@ -258,9 +251,10 @@ mod tests {
         let (one, two) = (telemetry.register("shard-0"), telemetry.register("shard-1"));
         publisher.publish(rt::now());
         check(&publisher.render(), "ringmail_spool_batch_messages_count 0");
-        one.batch_messages.record(1);
-        two.batch_messages.record_many(16, 2);
-        one.sync_us.record(700);
+        one.batch_messages.add(1, 1);
+        two.batch_messages.add(16, 1);
+        two.batch_messages.add(16, 1);
+        one.sync_us.add(700, 1);
         two.delivery_us.record(2_000_000);
         publisher.publish(rt::now());
         publisher.publish(rt::now());
