@@ -52,7 +52,7 @@ fn start(messages: u64) {
 }
 
 fn fill(path: &Path, messages: u64) {
-    let options = Options { shards: 1, segment_bytes: 256 << 20, free_bytes_min: 0 };
+    let options = Options { shards: 1, segment_bytes: 256 << 20, free_bytes_min: 0, free_inodes_min: 0 };
     let mut opened = spool::open(path, options).expect("the spool opens");
     rt::run_to_end("bench", move || async move {
         let spool = opened.shards.remove(0).start();
@@ -82,7 +82,7 @@ fn fill(path: &Path, messages: u64) {
 
 fn open_and_tell(path: &Path) {
     let start = rt::now();
-    let options = Options { shards: 1, segment_bytes: 256 << 20, free_bytes_min: 0 };
+    let options = Options { shards: 1, segment_bytes: 256 << 20, free_bytes_min: 0, free_inodes_min: 0 };
     let opened = spool::open(path, options).expect("the spool opens");
     let seconds = rt::now().duration_since(start).as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status").expect("there is /proc");
@@ -133,7 +133,7 @@ struct Group {
 
 fn group(folder: &Path, body: usize, writers: usize, time: Duration) -> Group {
     let folder = tempfile::tempdir_in(folder).expect("the folder can be written");
-    let options = Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0 };
+    let options = Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0, free_inodes_min: 0 };
     let mut opened = spool::open(&folder.path().join("spool"), options).expect("the spool opens");
     let (before, after, elapsed) = rt::run_to_end("bench", move || async move {
         let spool = opened.shards.remove(0).start();

@@ -458,6 +458,7 @@ fn open_spool(config: &Config) -> Result<spool::Opened, StartError> {
         shards: config.shards,
         segment_bytes: config.spool.segment_bytes,
         free_bytes_min: config.spool.free_bytes_min,
+        free_inodes_min: config.spool.free_inodes_min,
     };
     let folder = config.data_dir.join("spool");
     spool::open(&folder, options).map_err(|error| match &error {

@@ -1,7 +1,8 @@
 //! The file form of the configuration: what may stand in TOML, with defaults, and how it becomes a [`Config`].
 
+use super::Config;
 use super::admin::Admin;
-use super::check::{MIB, domain, in_range, in_range_by, plain};
+use super::check::{domain, in_range, plain};
 use super::delivery::{DeliveryTable, delivery};
 use super::dns::{DnsTable, dns};
 use super::error::Problem;
@@ -12,10 +13,9 @@ use super::relay::{Relay, relay};
 use super::retry::{RetryTable, retry};
 use super::route::{RouteTable, route};
 use super::smtp::{Smtp, smtp_listeners};
-use super::spool::SpoolTable;
 use super::timeouts::{TimeoutsTable, timeouts};
+use super::spool::{SpoolTable, spool};
 use super::tls::{TlsTable, tls_files};
-use super::{Config, SpoolConfig};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -97,10 +97,7 @@ impl File {
             timeouts: timeouts(self.timeouts, &delivery)?,
             delivery,
             dns: dns(&self.dns)?,
-            spool: SpoolConfig {
-                segment_bytes: in_range_by(&self.spool.segment_size, |size| size.0, MIB..=1024 * MIB, "segment_size")?,
-                free_bytes_min: self.spool.free_space_min.0,
-            },
+            spool: spool(&self.spool)?,
             tls,
         })
     }

@@ -1,6 +1,7 @@
 //! `[spool]`: the store of accepted mail.
 
-use super::check::{MIB, plain};
+use super::check::{MIB, in_range_by, plain};
+use super::error::Problem;
 use super::units::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
@@ -12,6 +13,8 @@ pub struct SpoolConfig {
     pub segment_bytes: u64,
     /// Free bytes below which mail is refused with 452; default 256 MiB.
     pub free_bytes_min: u64,
+    /// Free inodes below which mail is refused with 452; default 1,000.
+    pub free_inodes_min: u64,
 }
 
 #[derive(Deserialize)]
@@ -19,10 +22,23 @@ pub struct SpoolConfig {
 pub(super) struct SpoolTable {
     pub(super) segment_size: Spanned<ByteSize>,
     pub(super) free_space_min: ByteSize,
+    pub(super) free_inodes_min: u64,
+}
+
+pub(super) fn spool(table: &SpoolTable) -> Result<SpoolConfig, Problem> {
+    Ok(SpoolConfig {
+        segment_bytes: in_range_by(&table.segment_size, |size| size.0, MIB..=1024 * MIB, "segment_size")?,
+        free_bytes_min: table.free_space_min.0,
+        free_inodes_min: table.free_inodes_min,
+    })
 }
 
 impl Default for SpoolTable {
     fn default() -> Self {
-        SpoolTable { segment_size: plain(ByteSize(256 * MIB)), free_space_min: ByteSize(256 * MIB) }
+        SpoolTable {
+            segment_size: plain(ByteSize(256 * MIB)),
+            free_space_min: ByteSize(256 * MIB),
+            free_inodes_min: 1_000,
+        }
     }
 }

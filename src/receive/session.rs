@@ -516,8 +516,8 @@ pub(crate) fn spool_reply(error: &SpoolError) -> Reply {
         SpoolError::Full => Reply::new(452, (4, 3, 1), "not enough disk space, try again later"),
         SpoolError::Busy => Reply::new(452, (4, 3, 1), "the disk does not keep up, try again later"),
         SpoolError::TooLarge => Reply::new(552, (5, 3, 4), "the message is too large"),
-        SpoolError::Failed => Reply::new(451, (4, 3, 0), "the spool has failed"),
-        SpoolError::Closed => Reply::new(451, (4, 3, 2), "shutting down"),
+        SpoolError::Failed => Reply::new(421, (4, 3, 0), "the spool has failed"),
+        SpoolError::Closed => Reply::new(421, (4, 3, 2), "shutting down"),
         SpoolError::Io(_) | SpoolError::Damaged(_) | SpoolError::NotFound(_) => {
             Reply::new(451, (4, 3, 0), "local disk trouble, try again later")
         }

@@ -37,7 +37,7 @@ pub const WAITING_BYTES_MAX: usize = 64 << 20;
 pub(crate) trait Supply: 'static {
     /// What a segment is written through.
     type File: RingStorage;
-    /// Has a segment made ready, unless one is or will be.
+    /// Has a segment made ready, unless one is or will be; a failure that nobody took is forgotten.
     fn request(&self);
     /// The segment that is ready, or why making it failed (told once).
     fn take(&self) -> Option<io::Result<Segment<Self::File>>>;
@@ -196,6 +196,12 @@ impl<S: Supply> GroupCommit<S> {
         GroupCommit { supply, state: RefCell::new(state), work: Notify::default(), ended: Notify::default(), stats }
     }
 
+    /// The active segment takes a record of this length.
+    pub(crate) fn has_place(&self, bytes: u64) -> bool {
+        let state = self.state.borrow();
+        state.active.as_ref().is_some_and(|active| active.next_offset + bytes <= active.segment.header.len)
+    }
+
     /// Nothing failed for good.
     pub(crate) fn healthy(&self) -> bool {
         self.state.borrow().health != Health::Failed
@@ -314,8 +320,8 @@ impl<S: Supply> GroupCommit<S> {
 
     /// Waits until there is an active segment to try.
     async fn next_segment(&self) -> Result<(), SpoolError> {
+        let mut has_asked = false;
         loop {
-            self.supply.request();
             if self.state.borrow().active.is_some() {
                 return Ok(());
             }
@@ -328,8 +334,13 @@ impl<S: Supply> GroupCommit<S> {
                     self.state.borrow_mut().active = Some(active);
                     return Ok(());
                 }
-                Some(Err(error)) => return Err(SpoolError::from(error)),
-                None => changed.await,
+                Some(Err(error)) if has_asked => return Err(SpoolError::from(error)),
+                // Failed before anybody needed it: perhaps it succeeds now.
+                Some(Err(_)) | None => {
+                    self.supply.request();
+                    has_asked = true;
+                    changed.await;
+                }
             }
         }
     }

@@ -27,8 +27,17 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_folder(&self, folder: &str) -> io::Result<()>;
     /// A number that nobody can guess.
     fn nonce(&self) -> io::Result<u64>;
-    /// Octets that may still be written, 0 also when no file can be made.
-    fn free_bytes(&self) -> io::Result<u64>;
+    /// What the file system has left.
+    fn free_space(&self) -> io::Result<FreeSpace>;
+}
+
+/// What a file system has left for us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FreeSpace {
+    /// Octets.
+    pub bytes: u64,
+    /// Files that can still be made; `u64::MAX` where the file system has no fixed number of inodes.
+    pub inodes: u64,
 }
 
 /// An open file.
@@ -181,13 +190,13 @@ impl Disk for OsDisk {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
+    fn free_space(&self) -> io::Result<FreeSpace> {
         let status = rustix::fs::statvfs(&self.root)?;
-        // File systems without a fixed number of inodes say 0 of 0.
-        if status.f_files > 0 && status.f_favail == 0 {
-            return Ok(0);
-        }
-        Ok(status.f_bavail.saturating_mul(status.f_frsize))
+        Ok(FreeSpace {
+            bytes: status.f_bavail.saturating_mul(status.f_frsize),
+            // File systems without a fixed number say 0 of 0.
+            inodes: if status.f_files == 0 { u64::MAX } else { status.f_favail },
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Makes segments ready ahead of need, recycles free ones, and clears away what nobody needs. Blocking: runs at start and
 //! on helper threads. Steps 0 and 0' of the commit protocol (`docs/spool-format.md`, section 6).
 
-use super::disk::{Disk, DiskFile, LARGE, SEGMENTS, file_name};
+use super::disk::{Disk, DiskFile, FreeSpace, LARGE, SEGMENTS, file_name};
 use super::segment::SegmentHeader;
 use parking_lot::Mutex;
 use std::io;
@@ -34,10 +34,11 @@ pub(crate) struct Keeper<D> {
     segment_bytes: u64,
     /// Free files kept for reuse at most; more are removed.
     free_max: usize,
-    /// No file for messages is made when fewer octets than this are free: journal and mailboxes need the rest.
-    free_bytes_min: u64,
-    /// Free octets of the file system when last asked.
+    /// No file for messages is made when less than this is left: journal and mailboxes need the rest.
+    floor: FreeSpace,
+    /// What was left when last asked.
     free_bytes: AtomicU64,
+    free_inodes: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -56,32 +57,41 @@ impl<D: Disk> Keeper<D> {
             numbers,
             segment_bytes,
             free_max,
-            free_bytes_min: 0,
+            floor: FreeSpace { bytes: 0, inodes: 0 },
             free_bytes: AtomicU64::new(u64::MAX),
+            free_inodes: AtomicU64::new(u64::MAX),
             state: Mutex::default(),
         }
     }
 
     /// The same, leaving this much of the disk free.
-    pub(crate) fn with_floor(self, free_bytes_min: u64) -> Keeper<D> {
-        Keeper { free_bytes_min, ..self }
+    pub(crate) fn with_floor(self, floor: FreeSpace) -> Keeper<D> {
+        Keeper { floor, ..self }
     }
 
     /// Asks how much is free, for [`Keeper::has_room`].
-    pub(crate) fn refresh_free_bytes(&self) -> io::Result<()> {
-        self.free_bytes.store(self.disk.free_bytes()?, Ordering::Relaxed);
+    pub(crate) fn refresh_free_space(&self) -> io::Result<()> {
+        let free = self.disk.free_space()?;
+        self.free_bytes.store(free.bytes, Ordering::Relaxed);
+        self.free_inodes.store(free.inodes, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether so many octets leave the floor untouched, as far as is known.
+    /// Whether so many octets, and a file, leave the floor untouched, as far as is known.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        self.free_bytes.load(Ordering::Relaxed) >= self.free_bytes_min.saturating_add(bytes)
+        self.free_bytes.load(Ordering::Relaxed) >= self.floor.bytes.saturating_add(bytes)
+            && self.free_inodes.load(Ordering::Relaxed) > self.floor.inodes
+    }
+
+    /// Octets of the file that the next segment needs: none where one can be recycled.
+    pub(crate) fn next_segment_bytes(&self) -> u64 {
+        if self.state.lock().free.is_empty() { self.segment_bytes } else { 0 }
     }
 
     /// Fails as a full disk does when so many octets would go below the floor, as of now. Blocking. What is known of a
     /// second ago does not do for files: a fast sender fills a small disk in less.
     pub(crate) fn claim(&self, bytes: u64) -> io::Result<()> {
-        self.refresh_free_bytes()?;
+        self.refresh_free_space()?;
         if self.has_room(bytes) { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 

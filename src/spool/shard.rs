@@ -1,7 +1,7 @@
 //! The spool as a program uses it: opening it, and one shard's side of it on its executor.
 
 use super::commit::{GroupCommit, Segment, Supply};
-use super::disk::{Disk, OsDisk, SEGMENTS, file_name};
+use super::disk::{Disk, FreeSpace, OsDisk, SEGMENTS, file_name};
 use super::journal::Tracker;
 use super::journal_driver::Journal;
 use super::keeper::{Keeper, Numbers};
@@ -44,7 +44,7 @@ const SEGMENT_BYTES_MADE_MIN: u64 = 1 << 20;
 const HELPER_THREADS: usize = 2;
 const HELPER_QUEUE: usize = 4096;
 /// How old the knowledge of free space may be.
-const FREE_BYTES_AGE: Duration = Duration::from_secs(1);
+const FREE_SPACE_AGE: Duration = Duration::from_secs(1);
 
 /// Opens a spool folder, making it where it is missing (the folder above must exist), and recovers what is in it.
 /// Blocking; call it before executors start.
@@ -60,9 +60,9 @@ pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
     let lock = lock(folder)?;
     let recovered = recovery::recover(&disk)?;
     let numbers = Numbers::starting_at(recovered.number_next);
-    let keeper =
-        Arc::new(Keeper::new(disk, numbers, segment_bytes, options.shards + 2).with_floor(options.free_bytes_min));
-    keeper.refresh_free_bytes()?;
+    let floor = FreeSpace { bytes: options.free_bytes_min, inodes: options.free_inodes_min };
+    let keeper = Arc::new(Keeper::new(disk, numbers, segment_bytes, options.shards + 2).with_floor(floor));
+    keeper.refresh_free_space()?;
     let (writer, stay) = recovery::settle(&keeper, &recovered, rt::unix_ms())?;
     let table = Arc::new(SegmentTable::default());
     for segment in &stay {
@@ -192,7 +192,7 @@ impl ShardSpoolSeed {
             commit: GroupCommit::new(supply, self.stats.clone()),
             shared: self.shared,
             stats: self.stats,
-            free_bytes_seen: Cell::new(rt::now()),
+            free_space_seen: Cell::new(rt::now()),
         });
         let writer = inner.clone();
         rt::spawn(async move { writer.commit.run().await });
@@ -209,7 +209,7 @@ struct Inner {
     shared: Arc<Shared>,
     stats: Arc<SpoolStats>,
     /// When free space was last asked for.
-    free_bytes_seen: Cell<Instant>,
+    free_space_seen: Cell<Instant>,
 }
 
 impl ShardSpool {
@@ -275,16 +275,25 @@ impl ShardSpool {
         LargeBodyWriter::new(self.0.shared.keeper.clone(), self.0.shared.pool.clone())
     }
 
-    /// Whether a message of this size would be taken, as far as free space goes; known as of a second ago.
+    /// Whether a message of this size would be taken, as far as free space goes; known as of a second ago. Where the
+    /// message needs a new segment, the whole of it must leave the floor untouched, as [`ShardSpool::commit`] will find:
+    /// a client is told before it sends the message, not after.
     pub fn has_room(&self, message_bytes: u64) -> bool {
         let now = rt::now();
-        if now.duration_since(self.0.free_bytes_seen.get()) >= FREE_BYTES_AGE {
-            self.0.free_bytes_seen.set(now);
+        if now.duration_since(self.0.free_space_seen.get()) >= FREE_SPACE_AGE {
+            self.0.free_space_seen.set(now);
             let keeper = self.0.shared.keeper.clone();
             // With the queue full it is asked again in a second; when it fails, the disk will say so to a commit.
-            let _ = self.0.shared.pool.submit(move || drop(keeper.refresh_free_bytes()));
+            let _ = self.0.shared.pool.submit(move || drop(keeper.refresh_free_space()));
         }
-        self.0.shared.keeper.has_room(message_bytes)
+        let keeper = &self.0.shared.keeper;
+        let is_large = message_bytes > self.0.shared.large_body_bytes as u64;
+        let record_bytes = if is_large { 0 } else { message_bytes } + RECORD_OVERHEAD_BYTES;
+        let segment_bytes = match self.0.commit.has_place(record_bytes) || self.0.commit.supply().has_segment() {
+            true => 0,
+            false => keeper.next_segment_bytes(),
+        };
+        keeper.has_room(segment_bytes.max(message_bytes))
     }
 
     /// False when the disk failed so that this shard accepts nothing any more.
@@ -312,6 +321,8 @@ impl ShardSpool {
     }
 }
 
+/// What a record has besides its body, roughly: header, envelope of some recipients, trace, padding.
+const RECORD_OVERHEAD_BYTES: u64 = 8 << 10;
 const SPILL_CHUNK_BYTES: usize = 256 << 10;
 
 /// Segments made on helper threads, one ahead of need.
@@ -347,6 +358,11 @@ impl SupplyState {
 }
 
 impl RingSupply {
+    /// An empty segment lies ready.
+    fn has_segment(&self) -> bool {
+        matches!(&*self.0.ready.borrow(), Some(Ok(_)))
+    }
+
     /// Returns when no segment is being made any more: a task that outlives its executor is never freed.
     async fn stop(&self) {
         loop {
@@ -363,9 +379,11 @@ impl Supply for RingSupply {
     type File = RingFile;
 
     fn request(&self) {
-        if self.0.is_preparing.get() || self.0.ready.borrow().is_some() {
+        if self.0.is_preparing.get() || self.has_segment() {
             return;
         }
+        // A failure that nobody took is history: the disk may have room again.
+        self.0.ready.take();
         self.0.is_preparing.set(true);
         let state = self.0.clone();
         rt::spawn(async move {

@@ -74,7 +74,8 @@ fn envelope(recipients: &[&str]) -> Envelope {
 /// Helper threads of the life before may hold the lock for a moment longer.
 fn open(folder: &Path) -> Opened {
     loop {
-        match spool::open(folder, Options { shards: 1, segment_bytes: 1 << 20, free_bytes_min: 0 }) {
+        match spool::open(folder, Options { shards: 1, segment_bytes: 1 << 20, free_bytes_min: 0, free_inodes_min: 0 })
+        {
             Err(OpenError::Locked { .. }) => std::thread::yield_now(),
             opened => return opened.expect("the spool opens"),
         }
