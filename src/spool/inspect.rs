@@ -7,7 +7,7 @@
 //! after the other, see the same: what a writer does moves on, and what is broken stays.
 
 use super::OpenError;
-use super::disk::{Disk, DiskFile, JOURNAL, LARGE, OsDisk, SEGMENTS, file_name};
+use super::disk::{Disk, DiskFile, FreeSpace, JOURNAL, LARGE, OsDisk, SEGMENTS, file_name};
 use super::envelope::Envelope;
 use super::queue_id::{Location, QueueId};
 use super::record::{HEADER_BYTES, HeaderError, LargeReference, RecordHeader, large_checksum_start};
@@ -92,7 +92,7 @@ pub enum Verdict {
     #[error("says that it is segment {0:09X}; it is not used")]
     NameDisagrees(u64),
     /// [`Problem::LengthDisagrees`].
-    #[error("has another length than it says; it is not used")]
+    #[error("has another length than it says; what is whole in it is used, what lay behind its end is lost")]
     LengthDisagrees,
     /// [`Problem::Unreadable`].
     #[error("both headers are damaged; it is not used")]
@@ -227,7 +227,7 @@ fn file_finding(problem: &Problem) -> Option<Finding> {
         Problem::HeaderRepaired(number) => (segment(number), None, Verdict::HeaderRepaired),
         Problem::Sealed { segment: number, end } => (segment(number), Some(end), Verdict::Sealed),
         Problem::NameDisagrees { name, header } => (segment(name), None, Verdict::NameDisagrees(header)),
-        Problem::LengthDisagrees(number) => (segment(number), None, Verdict::LengthDisagrees),
+        Problem::LengthDisagrees { segment: number, .. } => (segment(number), None, Verdict::LengthDisagrees),
         Problem::Unreadable(number) => (segment(number), None, Verdict::Unreadable),
         Problem::Damaged { .. }
         | Problem::UnreadablePages { .. }
@@ -261,7 +261,7 @@ fn read_whole<D: Disk>(
     let file = disk.open(&name)?;
     let end = match recovery::judge(&file, header.number)?.map_err(|version| unknown(&name, version))? {
         SegmentVerdict::Good(now) | SegmentVerdict::HeaderRepaired(now) if now == header => header.len,
-        SegmentVerdict::Sealed(now, end) if now == header => end,
+        SegmentVerdict::Sealed(now, end) | SegmentVerdict::LengthDisagrees(now, end) if now == header => end,
         // Recycled since it was listed: the next pass sees what it is now.
         _ => return Err(io::Error::from(io::ErrorKind::NotFound).into()),
     };
@@ -430,7 +430,7 @@ fn read_message(disk: &ReadOnlyDisk, queue_id: QueueId, location: Location) -> R
     };
     let (header, end) = match recovery::judge(&file, number)?.map_err(|version| unknown(&name, version))? {
         SegmentVerdict::Good(header) | SegmentVerdict::HeaderRepaired(header) => (header, header.len),
-        SegmentVerdict::Sealed(header, end) => (header, end),
+        SegmentVerdict::Sealed(header, end) | SegmentVerdict::LengthDisagrees(header, end) => (header, end),
         _ => return Err(not_found),
     };
     let offset = location.offset();
@@ -491,8 +491,8 @@ impl Disk for ReadOnlyDisk {
         File::options().read(true).custom_flags(no_follow).open(self.0.path(name))
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
-        self.0.free_bytes()
+    fn free_space(&self) -> io::Result<FreeSpace> {
+        self.0.free_space()
     }
 
     fn nonce(&self) -> io::Result<u64> {

@@ -456,6 +456,11 @@ impl Replay {
         self.live.push(found);
     }
 
+    /// The checkpoint says something of this segment.
+    pub(crate) fn knows_segment(&self, number: u64) -> bool {
+        self.scanned.contains_key(&number) || self.live.iter().any(|live| live.location.segment() == number)
+    }
+
     /// The messages that are not finished.
     pub(crate) fn into_survivors(mut self) -> Vec<Survivor> {
         let done = std::mem::take(&mut self.done);

@@ -46,7 +46,7 @@ pub use recovery::{Problem, RecoveryReport};
 pub use repair::{Copied, QUARANTINE, Repaired, repair};
 pub use segment::Damage;
 pub use shard::{ShardSpool, ShardSpoolSeed, check, open};
-pub use stats::{BUCKETS, SpoolCounts, SpoolStats, bucket_max, each_new};
+pub use stats::{BUCKETS, SpoolCounts, SpoolStats, Spread, bucket_max};
 
 use crate::bus::AcceptedMessage;
 use crate::smtp::ReversePath;
@@ -64,6 +64,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Free octets of the file system below which nothing is accepted.
     pub free_bytes_min: u64,
+    /// Free inodes of the file system below which nothing is accepted.
+    pub free_inodes_min: u64,
 }
 
 /// An open spool.

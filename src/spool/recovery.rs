@@ -149,9 +149,20 @@ pub enum Problem {
         /// Number in the header.
         header: u64,
     },
-    /// The file has another length than its header says.
-    #[error("segments/{0:09X}.seg has another length than it says; not used")]
-    LengthDisagrees(u64),
+    /// The file has another length than its header says: what is whole in it is used, what lay behind its end is lost.
+    #[error(
+        "segments/{segment:09X}.seg has {is} octets where it should have {should}; {messages} messages that the journal knows behind that end are lost"
+    )]
+    LengthDisagrees {
+        /// Which segment.
+        segment: u64,
+        /// Its length.
+        is: u64,
+        /// Its length by its header.
+        should: u64,
+        /// Waiting messages that lay behind the end, as far as the journal knows.
+        messages: u64,
+    },
     /// Neither header can be read.
     #[error("segments/{0:09X}.seg: both headers are damaged; not used")]
     Unreadable(u64),
@@ -160,7 +171,11 @@ pub enum Problem {
 impl Problem {
     /// Mail may be lost by it (the others are repaired or harmless).
     pub fn loses_mail(&self) -> bool {
-        !matches!(self, Problem::HeaderRepaired(_) | Problem::Sealed { .. })
+        match self {
+            Problem::HeaderRepaired(_) | Problem::Sealed { .. } => false,
+            Problem::LengthDisagrees { is, should, .. } => is < should,
+            _ => true,
+        }
     }
 }
 
@@ -188,7 +203,13 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
             let seen = read_segment(disk, number, &mut replay, &bodies, &mut keep, &mut report)?;
             found.extend(seen);
             if keep.never_made.take().is_some() {
-                leftovers.push(file_name(SEGMENTS, number, "seg"));
+                if replay.knows_segment(number) {
+                    // Then it was there once, and somebody emptied it.
+                    keep.pinned.insert(number);
+                    report.problems.push(Problem::Unreadable(number));
+                } else {
+                    leftovers.push(file_name(SEGMENTS, number, "seg"));
+                }
             }
         }
     }
@@ -199,6 +220,7 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     let suspended = std::mem::take(&mut replay.suspended).into_iter().collect();
     let mut survivors = replay.into_survivors();
     survivors.retain(|survivor| in_use.contains(&survivor.location.segment()));
+    drop_cut_off(disk, &mut survivors, &keep.cut_off, &mut report)?;
     count_live(&mut found, &survivors, &keep.pinned);
     let large_orphans = orphans(disk, &found, &survivors, bodies, &keep)?;
     report.survivors = survivors.len() as u64;
@@ -218,9 +240,42 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     })
 }
 
+/// Takes out the messages that the checkpoint knows where a shortened segment holds no whole record of them any more.
+fn drop_cut_off<D: Disk>(
+    disk: &D,
+    survivors: &mut Vec<Survivor>,
+    cut_off: &HashMap<u64, (SegmentHeader, u64)>,
+    report: &mut RecoveryReport,
+) -> io::Result<()> {
+    for (number, (header, end)) in cut_off {
+        let file = disk.open(&file_name(SEGMENTS, *number, "seg"))?;
+        let before = survivors.len();
+        survivors.retain(|survivor| {
+            survivor.location.segment() != *number || header_at(&file, header, survivor.location, *end).is_some()
+        });
+        for problem in &mut report.problems {
+            if let Problem::LengthDisagrees { segment, messages, .. } = problem
+                && segment == number
+            {
+                *messages = (before - survivors.len()) as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The header of a record that ends before `end`; `None` where there is none.
+fn header_at<F: DiskFile>(file: &F, header: &SegmentHeader, location: Location, end: u64) -> Option<RecordHeader> {
+    let mut head = [0; super::record::HEADER_BYTES];
+    segment::read_exact(file, &mut head, location.offset()).ok()?;
+    RecordHeader::decode(&head, header.salt(), location, end.saturating_sub(location.offset())).ok()
+}
+
 /// What scanning learned besides survivors.
 #[derive(Default)]
 struct Keep {
+    /// Segments that are shorter than they should be, and where they end.
+    cut_off: HashMap<u64, (SegmentHeader, u64)>,
     /// Segments that must not be freed by themselves.
     pinned: HashSet<u64>,
     /// Bodies named by any record that was read.
@@ -302,10 +357,14 @@ fn read_segment<D: Disk>(
             report.problems.push(Problem::NameDisagrees { name: number, header: header.number });
             return Ok(None);
         }
-        SegmentVerdict::LengthDisagrees(_) => {
+        SegmentVerdict::LengthDisagrees(header, end) => {
             keep.pinned.insert(number);
-            report.problems.push(Problem::LengthDisagrees(number));
-            return Ok(None);
+            let is = file.len()?;
+            if is < header.len {
+                keep.cut_off.insert(number, (header, end));
+            }
+            report.problems.push(Problem::LengthDisagrees { segment: number, is, should: header.len, messages: 0 });
+            (header, end)
         }
         SegmentVerdict::Unreadable => {
             keep.pinned.insert(number);
@@ -432,16 +491,10 @@ fn orphans<D: Disk>(
     for survivor in survivors.iter().filter(|survivor| survivor.size >= smallest) {
         let Some(header) = headers.get(&survivor.location.segment()) else { continue };
         let file = disk.open(&file_name(SEGMENTS, header.number, "seg"))?;
-        let offset = survivor.location.offset();
-        let mut head = [0; super::record::HEADER_BYTES];
-        if segment::read_exact(&file, &mut head, offset).is_err() {
+        match header_at(&file, header, survivor.location, header.len) {
+            Some(record) => named.extend(record.large.map(|large| large.number)),
             // Rather keep every body than remove one that is needed.
-            return Ok(Vec::new());
-        }
-        let available = header.len.saturating_sub(offset);
-        match RecordHeader::decode(&head, header.salt(), survivor.location, available) {
-            Ok(record) => named.extend(record.large.map(|large| large.number)),
-            Err(_) => return Ok(Vec::new()),
+            None => return Ok(Vec::new()),
         }
     }
     // A segment that cannot be used, or damage, may hide a record that names a body.

@@ -115,8 +115,8 @@ pub enum SegmentVerdict {
     Sealed(SegmentHeader, u64),
     /// Another number than its name says: left alone.
     NameDisagrees(SegmentHeader),
-    /// Another length than its header says: left alone.
-    LengthDisagrees(SegmentHeader),
+    /// Another length than its header says: to be scanned up to this offset, and never written or freed.
+    LengthDisagrees(SegmentHeader, u64),
     /// No header can be read: left alone.
     Unreadable,
     /// All zeros in the head: making it was cut off; nothing can be in it.
@@ -138,10 +138,12 @@ pub fn judge(head: &[u8], name_number: u64, file_len: u64) -> Result<SegmentVerd
     if header.number != name_number {
         return Ok(SegmentVerdict::NameDisagrees(header));
     }
+    let seal = decode_seal(&head[SEAL_OFFSET as usize..][..BLOCK], &header);
     if header.len != file_len {
-        return Ok(SegmentVerdict::LengthDisagrees(header));
+        let there = header.len.min(file_len) / SLOT_BYTES * SLOT_BYTES;
+        return Ok(SegmentVerdict::LengthDisagrees(header, there.min(seal.unwrap_or(there))));
     }
-    Ok(match decode_seal(&head[SEAL_OFFSET as usize..][..BLOCK], &header) {
+    Ok(match seal {
         Some(end) => SegmentVerdict::Sealed(header, end),
         None if first == copy => SegmentVerdict::Good(header),
         None => SegmentVerdict::HeaderRepaired(header),
@@ -517,7 +519,11 @@ mod tests {
         );
         assert_eq!(judged(|head| seal(head, Salt::new(9, 76))), Ok(Good(HEADER)), "the seal of an earlier life");
         assert_eq!(judge(&HEADER.encode_head(), 8, LEN), Ok(NameDisagrees(HEADER)));
-        assert_eq!(judge(&HEADER.encode_head(), 9, LEN - PAGE_BYTES), Ok(LengthDisagrees(HEADER)));
+        assert_eq!(judge(&HEADER.encode_head(), 9, LEN - 100), Ok(LengthDisagrees(HEADER, LEN - 128)));
+        assert_eq!(judge(&HEADER.encode_head(), 9, LEN + 100), Ok(LengthDisagrees(HEADER, LEN)));
+        let mut sealed = HEADER.encode_head();
+        seal(&mut sealed, salt);
+        assert_eq!(judge(&sealed, 9, LEN - PAGE_BYTES), Ok(LengthDisagrees(HEADER, 20_480)));
         assert_eq!(
             judged(|head| {
                 head[20] ^= 1;

@@ -7,7 +7,7 @@
 //! `SPOOL_HISTORIES` sets the number of histories, `SPOOL_SEED` replays one.
 
 use super::commit::{GroupCommit, Segment, Supply};
-use super::disk::{Disk, DiskFile, LARGE, RingStorage, SEGMENTS, file_name};
+use super::disk::{Disk, DiskFile, FreeSpace, LARGE, RingStorage, SEGMENTS, file_name};
 use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_recipient};
 use super::keeper::{Keeper, Numbers};
 use super::mapping::Mapping;
@@ -348,8 +348,8 @@ impl Disk for SimDisk {
         Ok(self.0.lock().random.next())
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
+    fn free_space(&self) -> io::Result<FreeSpace> {
+        Ok(FreeSpace { bytes: u64::MAX, inodes: u64::MAX })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The spool as a program uses it, on a real file system and executor: commit, read, journal, restart.
 
-use super::disk::{Disk, OsDisk, SEGMENTS};
+use super::disk::{Disk, FreeSpace, OsDisk, SEGMENTS};
 use super::keeper::{Keeper, Numbers};
 use super::*;
 use crate::rt::run_to_end;
@@ -28,7 +28,7 @@ pub(super) fn envelope(recipients: &[&str]) -> Envelope {
 /// Helper threads of the life before may hold the lock for a moment longer.
 pub(super) fn open_at(folder: &Path) -> Opened {
     loop {
-        match open(folder, Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0 }) {
+        match open(folder, Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0, free_inodes_min: 0 }) {
             Err(OpenError::Locked { .. }) => std::thread::yield_now(),
             opened => return opened.unwrap(),
         }
@@ -202,7 +202,8 @@ fn a_second_process_is_kept_out() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spool");
     let first = open_at(&path);
-    let second = open(&path, Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0 });
+    let second =
+        open(&path, Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0, free_inodes_min: 0 });
     let error = second.unwrap_err();
     assert!(matches!(&error, OpenError::Locked { .. }), "{error}");
     assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
@@ -238,7 +239,7 @@ fn nobody_else_can_read_the_spool() {
 #[test]
 fn below_the_floor_of_free_space_nothing_is_taken() {
     let folder = tempfile::tempdir().unwrap();
-    let options = Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: u64::MAX / 2 };
+    let options = Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: u64::MAX / 2, free_inodes_min: 0 };
     let mut opened = open(&folder.path().join("spool"), options).unwrap();
     run_to_end("spool-test", || async move {
         let spool = opened.shards.remove(0).start();
@@ -251,11 +252,38 @@ fn below_the_floor_of_free_space_nothing_is_taken() {
     .unwrap();
 }
 
+/// MAIL asks `has_room`, end-of-data finds what `commit` says: both must see that the segment would not fit.
+#[test]
+fn a_client_is_told_before_the_message_that_no_segment_can_be_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = OsDisk::new(&folder.path().join("first")).unwrap().free_space().unwrap();
+    let with = |free_bytes_min, free_inodes_min| Options {
+        shards: 1,
+        segment_bytes: 1 << 30,
+        free_bytes_min,
+        free_inodes_min,
+    };
+    // Half a segment above the floor, then no file above the floor.
+    for options in [with(free.bytes - (1 << 29), 0), with(0, u64::MAX)] {
+        let mut opened = open(&folder.path().join(options.free_inodes_min.to_string()), options).unwrap();
+        run_to_end("spool-test", || async move {
+            let spool = opened.shards.remove(0).start();
+            assert!(!spool.has_room(0) && !spool.has_room(1_000));
+            let to = envelope(&["a@example.org"]);
+            assert!(matches!(put(&spool, &to, b"x\r\n").await, Err(SpoolError::Full)));
+            opened.journal.close().await;
+            spool.close().await;
+        })
+        .unwrap();
+    }
+}
+
 #[test]
 fn files_are_not_made_below_the_floor_whatever_was_known_a_second_ago() {
     let folder = tempfile::tempdir().unwrap();
     let disk = OsDisk::new(&folder.path().join("spool")).unwrap();
-    let keeper = Keeper::new(disk, Numbers::starting_at(1), SEGMENT_BYTES, 2).with_floor(u64::MAX / 2);
+    let keeper = Keeper::new(disk, Numbers::starting_at(1), SEGMENT_BYTES, 2)
+        .with_floor(FreeSpace { bytes: u64::MAX / 2, inodes: 0 });
     assert!(keeper.has_room(1), "nothing is known yet");
     let error = keeper.prepare(0, 0).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
@@ -303,6 +331,49 @@ pub(super) fn segment_path(path: &Path, location: Location) -> PathBuf {
 pub(super) fn scribble(file: &Path, offset: u64, octets: &[u8]) {
     use std::os::unix::fs::FileExt;
     std::fs::File::options().write(true).open(file).unwrap().write_all_at(octets, offset).unwrap();
+}
+
+fn set_len(file: &Path, len: u64) {
+    std::fs::File::options().write(true).open(file).unwrap().set_len(len).unwrap();
+}
+
+#[test]
+fn of_a_shortened_segment_every_whole_record_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, committed) = filled(folder.path(), 9);
+    // The second round's checkpoint knows all messages, so that nothing is found by scanning.
+    for known_to_checkpoint in [false, true] {
+        let cut = committed[if known_to_checkpoint { 3 } else { 6 }].location;
+        set_len(&segment_path(&path, cut), cut.offset() + 100);
+        for _ in 0..2 {
+            let opened = open_at(&path);
+            let mut left: Vec<Location> = opened.survivors.iter().map(|survivor| survivor.location).collect();
+            left.sort();
+            let expected = if known_to_checkpoint { &committed[..3] } else { &committed[..6] };
+            assert_eq!(left, expected.iter().map(|put| put.location).collect::<Vec<_>>());
+            let [Problem::LengthDisagrees { messages, .. }] = opened.report.problems[..] else {
+                panic!("{:?}", opened.report.problems)
+            };
+            assert!(messages <= 3);
+            assert!(left.iter().all(|location| opened.reader.message(*location).is_ok()));
+            run_to_end("spool-test", || opened.journal.close()).unwrap();
+        }
+    }
+    let seen = super::inspect(&path, &mut |_| {}).unwrap();
+    assert!(seen.findings.iter().any(|finding| finding.verdict == super::Verdict::LengthDisagrees), "{seen:?}");
+    assert!(super::find(&path, committed[0].queue_id).is_ok());
+}
+
+#[test]
+fn a_segment_that_somebody_emptied_is_reported_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, committed) = filled(folder.path(), 3);
+    run_to_end("spool-test", || open_at(&path).journal.close()).unwrap();
+    let file = segment_path(&path, committed[0].location);
+    set_len(&file, 0);
+    let (problems, survivors) = reopened(&path);
+    assert!(survivors == 0 && matches!(problems[..], [Problem::Unreadable(_)]), "{problems:?}");
+    assert!(file.exists());
 }
 
 /// Checks the spool, opens it, and says what was found.
@@ -375,9 +446,9 @@ fn each_damage_to_a_segment_file_has_its_answer() {
         ),
         (
             "length",
-            |file| std::fs::File::options().write(true).open(file).unwrap().set_len(1 << 19).unwrap(),
-            0,
-            |p| matches!(p, Problem::LengthDisagrees(_)),
+            |file| set_len(file, 1 << 19),
+            3,
+            |p| matches!(p, Problem::LengthDisagrees { is: 524_288, messages: 0, .. }),
         ),
         (
             "name",
