@@ -34,10 +34,23 @@ pub enum ToScheduler {
         /// The new message, which was also announced by `Accepted`; `Err` carries the reason.
         result: Result<QueueId, String>,
     },
+    /// A copy of a record for compaction is durable, or could not be written.
+    Moved(Moved),
     /// A question or an order of an operator (through the admin HTTP server or a signal).
     Admin(AdminRequest),
     /// Stop: start nothing new, give running jobs the time until the deadline of the configuration, checkpoint, end.
     Stop,
+}
+
+/// What became of one record of `ToShard::Move`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moved {
+    /// The message.
+    pub queue_id: QueueId,
+    /// Where its record was.
+    pub from: Location,
+    /// Where the copy lies and how many slots it takes; `None` where there is none.
+    pub to: Option<(Location, u32)>,
 }
 
 /// A message that became durable.
@@ -81,6 +94,8 @@ pub enum ToShard {
     },
     /// No live message is left in this segment: it can be recycled.
     FreeSegment(u64),
+    /// Write these records once more, so that their segment can be freed; each answered with `ToScheduler::Moved`.
+    Move(Vec<(QueueId, Location)>),
     /// Stop accepting (first step of a stop).
     StopAccepting,
     /// The scheduler has ended: nothing more will be delivered; commit, close and end.

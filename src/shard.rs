@@ -1,13 +1,15 @@
 //! A shard: one executor with its listeners, its spool and its outbound lanes, and what the scheduler asks of it.
 
-use crate::bus::{ToScheduler, ToShard};
+use crate::bus::{Moved, ToScheduler, ToShard};
 use crate::config::Config;
 use crate::deliver::Outbound;
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::receive::{self, Receiver, SessionGate};
 use crate::rt;
 use crate::smtp::data;
-use crate::spool::{DraftBody, Envelope, MessageDraft, ShardSpool, ShardSpoolSeed, SpoolReader, SpoolStats};
+use crate::spool::{
+    DraftBody, Envelope, Location, MessageDraft, QueueId, ShardSpool, ShardSpoolSeed, SpoolReader, SpoolStats,
+};
 use crate::telemetry::{Event, EventLog, Meter};
 use crate::tls::{ClientTls, TlsAcceptor};
 use std::net::SocketAddr;
@@ -63,6 +65,7 @@ pub async fn run(seed: Seed) {
         }
     }
     let spool = Rc::new(spool.start());
+    let own_reader = reader.clone();
     let outbound =
         Outbound::new(reader, scheduler.clone(), client_tls, config.delivery.clone(), config.timeouts.clone());
     let receiver = Receiver::new(receive::Context {
@@ -80,7 +83,7 @@ pub async fn run(seed: Seed) {
     }
     started.send(Ok(()));
     rt::spawn(report(spool.clone(), meter.clone()));
-    let submitter = Submitter { spool: spool.clone(), scheduler, log, meter: meter.clone() };
+    let submitter = Submitter { spool: spool.clone(), reader: own_reader, scheduler, log, meter: meter.clone() };
     let mut receiving_ended = Some(receiving_ended);
     while let Some(order) = inbox.recv().await {
         match order {
@@ -89,6 +92,10 @@ pub async fn run(seed: Seed) {
             ToShard::FreeSegment(number) => {
                 let spool = spool.clone();
                 rt::spawn(async move { spool.free_segment(number).await });
+            }
+            ToShard::Move(records) => {
+                let submitter = submitter.clone();
+                rt::spawn(async move { submitter.move_records(records).await });
             }
             ToShard::Submit { token, envelope, content } => {
                 let submitter = submitter.clone();
@@ -141,12 +148,34 @@ async fn report(spool: Rc<ShardSpool>, meter: Arc<Meter>) {
 #[derive(Clone)]
 struct Submitter {
     spool: Rc<ShardSpool>,
+    reader: SpoolReader,
     scheduler: rt::Sender<ToScheduler>,
     log: EventLog,
     meter: Arc<Meter>,
 }
 
 impl Submitter {
+    /// Writes records once more, all in one batch or a few; the scheduler waits for each.
+    async fn move_records(self, records: Vec<(QueueId, Location)>) {
+        for (queue_id, from) in records {
+            let this = self.clone();
+            rt::spawn(async move {
+                let moved = match this.reader.load(from).await {
+                    Ok(message) => this.spool.relocate(&message).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = &moved {
+                    tracing::warn!(id = %queue_id, %error, "compaction could not move a message");
+                } else {
+                    this.meter.counters.spool_moved.increment();
+                }
+                let to = moved.ok().map(|committed| (committed.location, committed.record_slots));
+                // A scheduler that is gone finds both copies at the next start, and takes one.
+                let _ = this.scheduler.send(ToScheduler::Moved(Moved { queue_id, from, to })).await;
+            });
+        }
+    }
+
     async fn submit(self, token: u64, envelope: Envelope, content: Vec<u8>) {
         let arrival_ms = rt::unix_ms();
         let mut body = Vec::with_capacity(content.len() + 64);

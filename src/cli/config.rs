@@ -73,6 +73,7 @@ fn to_toml(config: &Config) -> String {
     section.text("segment_size", Size(config.spool.segment_bytes));
     section.text("free_space_min", Size(config.spool.free_bytes_min));
     section.plain("free_inodes_min", config.spool.free_inodes_min);
+    section.text("compact_after", Span(config.spool.compact_after));
     if let Some(tls) = &config.tls {
         section.begin("[tls]");
         show_certificate(&mut section, &tls.default);

@@ -57,8 +57,7 @@ impl Messages for SpoolReader {
     type Message = StoredMessage;
 
     async fn read(&self, location: Location, cold: bool) -> Result<StoredMessage, String> {
-        let read = if cold { self.load(location).await } else { self.message(location) };
-        read.map_err(|error| error.to_string())
+        SpoolReader::read(self, location, !cold).await.map_err(|error| error.to_string())
     }
 }
 

@@ -70,6 +70,13 @@ pub(crate) fn put_suspension(out: &mut Vec<u8>, name: &str, suspended: bool) {
     out.extend_from_slice(&name.as_bytes()[..len]);
 }
 
+/// Appends that the record of a message lies at another place now.
+pub(crate) fn put_moved(out: &mut Vec<u8>, queue_id: QueueId, location: Location) {
+    out.push(TAG_MOVED);
+    out.extend_from_slice(&queue_id.0.to_le_bytes());
+    out.extend_from_slice(&location.0.to_le_bytes());
+}
+
 fn put_end(out: &mut Vec<u8>, live: u64) {
     out.push(TAG_END);
     out.extend_from_slice(&live.to_le_bytes());
@@ -271,6 +278,9 @@ pub(crate) struct Replay {
     /// Outcomes for messages that the checkpoint does not know: the scan may find them.
     states: HashMap<QueueId, Vec<(u16, RecipientState)>>,
     delay_dsn_sent: HashSet<QueueId>,
+    /// Segments that this start can read. A checkpoint may name a message at a place that was given up since, while the
+    /// entry that it was moved is lost with the journal's tail; the scan finds the copy then.
+    pub(crate) usable: HashSet<u64>,
     /// Up to where each segment is known.
     pub(crate) scanned: HashMap<u64, u64>,
     /// Sites that an operator has suspended.
@@ -436,14 +446,18 @@ impl Replay {
         Ok(())
     }
 
-    /// Adds a message that a scan found. One that is finished is not added; of two copies the one behind wins.
+    /// Adds a message that a scan found. One that is finished is not added; of two copies that can be read the one with
+    /// the higher place wins.
     pub(crate) fn add_scanned(&mut self, mut found: Survivor) {
         if self.done.contains(&found.queue_id) {
             return;
         }
         if let Some(index) = self.index.get(&found.queue_id) {
             let known = &mut self.live[*index as usize];
-            known.location = known.location.max(found.location);
+            let known_is_there = self.usable.contains(&known.location.segment());
+            if !known_is_there || found.location > known.location {
+                known.location = found.location;
+            }
             return;
         }
         for (recipient, state) in self.states.remove(&found.queue_id).unwrap_or_default() {
@@ -698,9 +712,14 @@ impl<D: Disk> JournalWriter<D> {
 
 // --------------------------------------------------------------------------------------------------------- tracking
 
-/// Knows up to where each segment has been announced without a gap.
+/// Knows up to where each segment has been announced without a gap, and which messages compaction is moving.
 #[derive(Debug, Default)]
-pub(crate) struct Tracker(BTreeMap<u64, Progress>);
+pub(crate) struct Tracker {
+    segments: BTreeMap<u64, Progress>,
+    /// Messages of which a copy is under way: a scan may find it though nobody has announced it. True where the message
+    /// is done meanwhile; then every checkpoint must say so.
+    moving: HashMap<QueueId, bool>,
+}
 
 #[derive(Debug)]
 struct Progress {
@@ -721,13 +740,13 @@ impl Progress {
 impl Tracker {
     /// A segment found at start is known up to an offset: as a whole, unless it is damaged.
     pub(crate) fn known_up_to(&mut self, segment: u64, offset: u64) {
-        self.0.insert(segment, Progress::known_up_to((offset / SLOT_BYTES) as u32));
+        self.segments.insert(segment, Progress::known_up_to((offset / SLOT_BYTES) as u32));
     }
 
     /// A record was announced.
     pub(crate) fn note(&mut self, location: Location, slots: u32) {
         let first = (DATA_START / SLOT_BYTES) as u32;
-        let progress = self.0.entry(location.segment()).or_insert_with(|| Progress::known_up_to(first));
+        let progress = self.segments.entry(location.segment()).or_insert_with(|| Progress::known_up_to(first));
         progress.ahead.insert(location.slot(), slots);
         while let Some(slots) = progress.ahead.remove(&progress.known) {
             progress.known += slots;
@@ -737,7 +756,10 @@ impl Tracker {
 
     /// A message is done.
     pub(crate) fn note_done(&mut self, queue_id: QueueId, location: Location) {
-        if let Some(progress) = self.0.get_mut(&location.segment())
+        if let Some(is_done) = self.moving.get_mut(&queue_id) {
+            *is_done = true;
+        }
+        if let Some(progress) = self.segments.get_mut(&location.segment())
             && location.slot() >= progress.known
         {
             progress.done_ahead.insert(location.slot(), queue_id);
@@ -746,10 +768,32 @@ impl Tracker {
 
     /// "scanned" entries of the segments that are still in use, and "done" for what lies behind and is done already.
     pub(crate) fn put_scanned(&mut self, out: &mut Vec<u8>, in_use: impl Fn(u64) -> bool) {
-        self.0.retain(|segment, _| in_use(*segment));
-        for (segment, progress) in &self.0 {
+        self.segments.retain(|segment, _| in_use(*segment));
+        for (segment, progress) in &self.segments {
             put_scanned(out, *segment, u64::from(progress.known) * SLOT_BYTES);
             progress.done_ahead.values().for_each(|queue_id| put_done(out, *queue_id));
+        }
+        self.moving.iter().filter(|(_, is_done)| **is_done).for_each(|(queue_id, _)| put_done(out, *queue_id));
+    }
+
+    /// A copy of this message is about to be written. False where that must not be: a scan would find the old record
+    /// again, when nobody remembers any more that the message is done.
+    pub(crate) fn move_begin(&mut self, queue_id: QueueId, location: Location) -> bool {
+        let is_known = self.segments.get(&location.segment()).is_some_and(|progress| location.slot() < progress.known);
+        is_known && self.moving.insert(queue_id, false).is_none()
+    }
+
+    /// There is no copy.
+    pub(crate) fn move_failed(&mut self, queue_id: QueueId) {
+        self.moving.remove(&queue_id);
+    }
+
+    /// The copy is durable, and known from here on; of use only where the message is not done.
+    pub(crate) fn moved(&mut self, queue_id: QueueId, location: Location, slots: u32) {
+        let is_done = self.moving.remove(&queue_id).unwrap_or(false);
+        self.note(location, slots);
+        if is_done {
+            self.note_done(queue_id, location);
         }
     }
 }
@@ -868,11 +912,17 @@ mod tests {
         let mut replay = replay(&file).unwrap();
         replay.add_scanned(live(1, &["a", "b"]));
         replay.add_scanned(live(2, &["a"]));
-        replay.add_scanned(Survivor { location: Location(50), ..live(9, &["a"]) });
-        replay.add_scanned(Survivor { location: Location(40), ..live(9, &["a"]) });
+        // The checkpoint's place is in a segment that is not there.
+        let place = |segment, slot| Location::new(segment, slot);
+        replay.live[0].location = place(7, 256);
+        replay.add_scanned(Survivor { location: place(5, 256), ..live(9, &["a"]) });
+        assert_eq!(replay.live[0].location, place(5, 256), "the copy that can be read");
+        replay.usable.extend([5, 6]);
+        replay.add_scanned(Survivor { location: place(6, 256), ..live(9, &["a"]) });
+        replay.add_scanned(Survivor { location: place(5, 999), ..live(9, &["a"]) });
         let found = replay.into_survivors();
         assert_eq!(found.iter().map(|found| found.queue_id.0).collect::<Vec<_>>(), [9, 1]);
-        assert_eq!(found[0].location, Location(50), "of two copies the one behind");
+        assert_eq!(found[0].location, place(6, 256), "of two copies the one behind");
         assert_eq!(found[1].recipients[0].1, RecipientState::Delivered);
         assert!(found[1].delay_dsn_sent);
     }
@@ -954,6 +1004,29 @@ mod tests {
         assert_eq!(scanned(&mut tracker), (Some(320), HashSet::new()));
         tracker.known_up_to(7, 1 << 20);
         assert_eq!(scanned(&mut tracker).0, Some((1 << 20) / 64));
+    }
+
+    #[test]
+    fn a_message_that_is_done_while_it_is_moved_stays_done() {
+        let (id, old, new) = (QueueId(77), Location::new(7, 256), Location::new(8, 300));
+        let dones = |tracker: &mut Tracker| {
+            let mut out = Vec::new();
+            tracker.put_scanned(&mut out, |_| true);
+            let mut replay = Replay::default();
+            replay.apply_frame(&out).unwrap();
+            replay.done.contains(&id)
+        };
+        let mut tracker = Tracker::default();
+        assert!(!tracker.move_begin(id, old), "a scan would find the old record");
+        tracker.note(old, 4);
+        assert!(tracker.move_begin(id, old));
+        assert!(!dones(&mut tracker));
+        tracker.note_done(id, old);
+        assert!(dones(&mut tracker), "the copy may be there before anybody heard of it");
+        tracker.moved(id, new, 4);
+        assert!(dones(&mut tracker), "there is a gap before it, so a scan finds it");
+        tracker.note(Location::new(8, 256), 44);
+        assert!(!dones(&mut tracker));
     }
 
     proptest::proptest! {

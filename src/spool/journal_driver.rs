@@ -62,6 +62,8 @@ struct Queue {
     is_broken: AtomicBool,
     checkpoint_bytes: AtomicU64,
     tail_bytes: AtomicU64,
+    /// Syncs of outcomes and of checkpoints.
+    syncs: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +120,41 @@ impl Journal {
         if let Some(number) = large {
             self.queue.push(Command::RemoveLarge(number), 0);
         }
+        let segment = location.segment();
+        self.shared.table.note_finished(segment).then_some(segment)
+    }
+
+    /// A segment that compaction may empty, and its octets: nothing was written to it for `after`, something is needed of
+    /// it, and nothing is wrong with it. The one with the fewest messages, where there are several.
+    pub fn sparse_segment(&self, after: Duration, is_excluded: impl Fn(u64) -> bool) -> Option<(u64, u64)> {
+        self.shared.table.sparse(rt::now(), after, is_excluded)
+    }
+
+    /// A copy of this message will be written; to be followed by [`Journal::moved`], [`Journal::moved_too_late`] or
+    /// [`Journal::move_failed`]. False where the message must stay where it is for now.
+    pub fn move_begin(&mut self, queue_id: QueueId, location: Location) -> bool {
+        self.tracker.move_begin(queue_id, location)
+    }
+
+    /// There is no copy.
+    pub fn move_failed(&mut self, queue_id: QueueId) {
+        self.tracker.move_failed(queue_id);
+    }
+
+    /// The copy is durable and counts from here on. The old place is to be given up by [`Journal::left`].
+    pub fn moved(&mut self, queue_id: QueueId, location: Location, record_slots: u32) {
+        self.tracker.moved(queue_id, location, record_slots);
+        self.queue.entries(|out| journal::put_moved(out, queue_id, location));
+    }
+
+    /// The copy is durable, but the message is done. `Some` is the segment that became free with it.
+    pub fn moved_too_late(&mut self, queue_id: QueueId, location: Location, record_slots: u32) -> Option<u64> {
+        self.tracker.moved(queue_id, location, record_slots);
+        self.left(location)
+    }
+
+    /// Nobody reads a moved message at this place any more. `Some` is the segment that became free with it.
+    pub fn left(&mut self, location: Location) -> Option<u64> {
         let segment = location.segment();
         self.shared.table.note_finished(segment).then_some(segment)
     }
@@ -190,6 +227,11 @@ impl Journal {
     /// False after an I/O error until a checkpoint made a new file. Mail is safe, but a crash would repeat deliveries.
     pub fn healthy(&self) -> bool {
         !self.queue.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// Times that the journal was made durable.
+    pub fn syncs(&self) -> u64 {
+        self.queue.syncs.load(Ordering::Relaxed)
     }
 
     /// Octets of the journal's file.
@@ -337,6 +379,7 @@ impl WriterThread {
             return Ok(());
         }
         self.writer.finish(&self.shared.keeper.disk, live)?;
+        self.queue.syncs.fetch_add(1, Ordering::Relaxed);
         self.queue.is_broken.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -348,6 +391,7 @@ impl WriterThread {
         }
         match self.writer.sync() {
             Ok(large) => {
+                self.queue.syncs.fetch_add(1, Ordering::Relaxed);
                 for number in large {
                     // One that cannot be removed now is an orphan at the next start.
                     drop(self.shared.keeper.disk.remove(&file_name(LARGE, number, "body")));

@@ -11,6 +11,7 @@
 //! `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on, `repair` sets aside; `shard` and `journal_driver` bind it to executors and threads.
 
 mod commit;
+mod counts;
 mod disk;
 pub mod envelope;
 mod inspect;
@@ -30,6 +31,11 @@ mod shard;
 mod simulation;
 mod stats;
 mod table;
+
+/// What `counts` is compiled with.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+}
 #[cfg(test)]
 mod tests;
 

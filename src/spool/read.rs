@@ -5,9 +5,9 @@ use super::disk::{Disk, LARGE, OsDisk, file_name};
 use super::envelope::Envelope;
 use super::mapping::Mapping;
 use super::queue_id::{Location, QueueId};
-use super::record::{HEADER_BYTES, RecordHeader};
+use super::record::{HEADER_BYTES, LargeReference, RecordHeader};
 use super::table::{SegmentEntry, SegmentTable};
-use crate::rt::HelperPool;
+use crate::rt::{self, HelperPool};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -43,6 +43,19 @@ impl SpoolReader {
             Some(large) => Some(self.large_body(large.number, header.body_len, location)?),
         };
         Ok(StoredMessage(Arc::new(Stored { segment, header, envelope, content, large })))
+    }
+
+    /// A message, on this thread where its octets are likely in memory, else with the help of another thread. `is_hot` says
+    /// that it was not tried before.
+    ///
+    /// # Errors
+    /// As [`SpoolReader::load`].
+    pub async fn read(&self, location: Location, is_hot: bool) -> Result<StoredMessage, SpoolError> {
+        let segment = self.table.segment(location.segment());
+        match is_hot && segment.is_some_and(|segment| segment.is_warm(rt::now())) {
+            true => self.message(location),
+            false => self.load(location).await,
+        }
     }
 
     /// The same, with all octets brought into memory on a helper thread first.
@@ -141,6 +154,11 @@ impl StoredMessage {
     /// Its name.
     pub fn queue_id(&self) -> QueueId {
         self.0.header.queue_id
+    }
+
+    /// Where its body lies, if in a file of its own.
+    pub(super) fn large(&self) -> Option<LargeReference> {
+        self.0.header.large
     }
 
     /// Octets of trace and body.

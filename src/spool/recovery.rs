@@ -10,6 +10,7 @@ use super::keeper::Keeper;
 use super::queue_id::{Location, QueueId};
 use super::record::RecordHeader;
 use super::segment::{self, DATA_START, Damage, Found, ScanSummary, SegmentHeader, SegmentVerdict, UnknownVersion};
+use super::table::Origin;
 use super::{LiveMessage, OpenError, RecipientState, Survivor};
 use crate::smtp::ReversePath;
 use std::collections::{HashMap, HashSet};
@@ -45,11 +46,14 @@ pub(crate) struct FoundSegment {
     pub(crate) done_behind: Vec<(QueueId, Location)>,
     /// Behind the last record.
     end: u64,
+    /// Something is wrong with it: it is never freed by itself.
+    is_damaged: bool,
 }
 
 impl FoundSegment {
-    fn is_damaged(&self) -> bool {
-        self.known < self.header.len
+    /// For the table of segments.
+    pub(crate) fn origin(&self) -> Origin {
+        if self.is_damaged { Origin::Damaged } else { Origin::Survivor }
     }
 
     /// What a checkpoint says of it.
@@ -372,6 +376,7 @@ fn read_segment<D: Disk>(
             return Ok(None);
         }
     };
+    replay.usable.insert(number);
     let from = replay.scanned.get(&number).copied().unwrap_or(DATA_START).min(end);
     let scanned = segment::scan(&file, &header, from, end, &mut |location, found| match found {
         Found::Record(record, envelope) => take_record(location, &record, &envelope, replay, bodies, keep, report),
@@ -387,7 +392,7 @@ fn read_segment<D: Disk>(
     let done = std::mem::take(&mut keep.done);
     let is_damaged = keep.pinned.contains(&number);
     let (known, done_behind) = if is_damaged { (from, done) } else { (header.len, Vec::new()) };
-    Ok(Some(FoundSegment { header, live: 0, known, done_behind, end: summary.end.max(from) }))
+    Ok(Some(FoundSegment { header, live: 0, known, done_behind, end: summary.end.max(from), is_damaged }))
 }
 
 pub(super) fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<SegmentVerdict, UnknownVersion>> {
@@ -548,7 +553,7 @@ pub(crate) fn settle<D: Disk>(
         let (number, len) = (segment.header.number, segment.header.len);
         if segment.live == 0 {
             keeper.retire(number, len)?;
-        } else if !segment.is_damaged() {
+        } else if !segment.is_damaged {
             disk.open(&file_name(SEGMENTS, number, "seg"))?.give_back(segment.end, len)?;
         }
     }

@@ -1,6 +1,6 @@
 //! The spool as a program uses it: opening it, and one shard's side of it on its executor.
 
-use super::commit::{GroupCommit, Segment, Supply};
+use super::commit::{GroupCommit, Segment, Supply, Written};
 use super::disk::{Disk, FreeSpace, OsDisk, SEGMENTS, file_name};
 use super::journal::Tracker;
 use super::journal_driver::Journal;
@@ -8,7 +8,7 @@ use super::keeper::{Keeper, Numbers};
 use super::large::{LARGE_BODY_BYTES, LargeBody, LargeBodyWriter};
 use super::mapping::Mapping;
 use super::queue_id::SEGMENT_BYTES_MAX;
-use super::read::SpoolReader;
+use super::read::{SpoolReader, StoredMessage};
 use super::record::{PAGE_BYTES, RecordBody, RecordDraft};
 use super::recovery::{self, RecoveryReport};
 use super::segment::SegmentHeader;
@@ -67,7 +67,9 @@ pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
     let table = Arc::new(SegmentTable::default());
     for segment in &stay {
         let mapping = map_segment(&keeper.disk, segment.header.number)?;
-        table.insert(SegmentEntry::survivor(segment.header, mapping, segment.live));
+        let entry = SegmentEntry::survivor(segment.header, mapping, segment.live, segment.origin());
+        entry.note_sealed(rt::now());
+        table.insert(entry);
     }
     let pool = HelperPool::new("spool", HELPER_THREADS, HELPER_QUEUE)?;
     let shared = Arc::new(Shared {
@@ -152,9 +154,9 @@ impl Shared {
                 index += 1;
                 continue;
             }
-            let entry = retiring.swap_remove(index);
-            let (number, len) = (entry.header.number, entry.header.len);
-            drop(entry);
+            let (number, len) = (retiring[index].header.number, retiring[index].header.len);
+            // The last reference, with everything that other threads did with theirs behind us: the mapping goes here.
+            drop(Arc::into_inner(retiring.swap_remove(index)));
             // A file that cannot be renamed stays, and is freed by the next start.
             if self.keeper.retire(number, len).is_ok() {
                 gone.push(number);
@@ -247,15 +249,28 @@ impl ShardSpool {
         if let (Err(_), Some(large)) = (&written, &mut large) {
             large.set_named(false);
         }
-        let written = written?;
-        Ok(Committed {
-            queue_id: written.queue_id,
-            location: written.location,
-            size: written.message_len,
-            batch_len: written.batch_len,
-            record_slots: written.record_slots,
-            durability: Durability::Group,
-        })
+        written.map(committed)
+    }
+
+    /// Writes the record of a message once more, under its name; the copy is durable when this returns. A body in a file
+    /// of its own stays where it is.
+    ///
+    /// # Errors
+    /// As [`ShardSpool::commit`].
+    pub async fn relocate(&self, message: &StoredMessage) -> Result<Committed, SpoolError> {
+        let body = match message.large() {
+            Some(reference) => RecordBody::Large { len: message.body().len() as u64, reference },
+            None => RecordBody::Inline(message.body()),
+        };
+        let draft = RecordDraft {
+            envelope: message.envelope(),
+            body,
+            no_leading_dots: message.no_leading_dots(),
+            arrival_ms: message.arrival_ms(),
+            moved_from: Some(message.queue_id()),
+        };
+        let trace = &mut |_, out: &mut Vec<u8>| out.extend_from_slice(message.trace());
+        self.0.commit.commit(&draft, trace).await.map(committed)
     }
 
     /// Puts a body that is in memory into a file.
@@ -321,6 +336,17 @@ impl ShardSpool {
     }
 }
 
+fn committed(written: Written) -> Committed {
+    Committed {
+        queue_id: written.queue_id,
+        location: written.location,
+        size: written.message_len,
+        batch_len: written.batch_len,
+        record_slots: written.record_slots,
+        durability: Durability::Group,
+    }
+}
+
 /// What a record has besides its body, roughly: header, envelope of some recipients, trace, padding.
 const RECORD_OVERHEAD_BYTES: u64 = 8 << 10;
 const SPILL_CHUNK_BYTES: usize = 256 << 10;
@@ -349,7 +375,7 @@ impl SupplyState {
             Err(error) => {
                 // Nobody will write it: let the next sweep have it.
                 if let Some(entry) = self.shared.table.segment(header.number) {
-                    entry.note_sealed();
+                    entry.note_sealed(rt::now());
                 }
                 Err(error)
             }
@@ -410,7 +436,7 @@ impl Supply for RingSupply {
 
     fn retired(&self, segment: u64) {
         if let Some(entry) = self.0.shared.table.segment(segment) {
-            entry.note_sealed();
+            entry.note_sealed(rt::now());
         }
         let shared = self.0.shared.clone();
         // With the queue full the sweep before the next segment does it.

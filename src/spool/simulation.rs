@@ -8,7 +8,7 @@
 
 use super::commit::{GroupCommit, Segment, Supply};
 use super::disk::{Disk, DiskFile, FreeSpace, LARGE, RingStorage, SEGMENTS, file_name};
-use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_recipient};
+use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_moved, put_recipient};
 use super::keeper::{Keeper, Numbers};
 use super::mapping::Mapping;
 use super::queue_id::{Location, QueueId};
@@ -18,6 +18,7 @@ use super::segment::{DATA_START, SegmentVerdict, judge, read_exact};
 use super::table::{SegmentEntry, SegmentTable};
 use super::tests::envelope;
 use super::{Envelope, LiveMessage, RecipientState, Survivor};
+use crate::bus::Moved;
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -28,6 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 const SEGMENT_BYTES: u64 = 64 << 10;
 const SECTOR: usize = 512;
@@ -459,6 +461,8 @@ struct Oracle {
     done: HashSet<QueueId>,
     done_synced: HashSet<QueueId>,
     final_synced: HashMap<(QueueId, u16), RecipientState>,
+    /// Where each message was found last.
+    places: HashMap<QueueId, Location>,
     counts: Counts,
 }
 
@@ -485,6 +489,8 @@ struct Counts {
     sealed: u64,
     large: u64,
     batches_shared: u64,
+    moved: u64,
+    moved_too_late: u64,
 }
 
 fn trace_of(id: QueueId) -> Vec<u8> {
@@ -525,12 +531,13 @@ impl Oracle {
         // Whatever was found is the truth for the next life.
         self.acknowledged.retain(|id| found.contains_key(id));
         self.acknowledged.extend(found.keys());
+        self.places = survivors.iter().map(|survivor| (survivor.queue_id, survivor.location)).collect();
         self.done.clear();
         self.done_synced.extend(self.sent.keys().filter(|id| !found.contains_key(id)));
     }
 
     fn is_hit(&self, disk: &SimDisk, id: QueueId, (segment, offset): (u64, u64)) -> bool {
-        let location = id.first_location();
+        let location = self.places[&id];
         let len = record_at(disk, location).map_or(SEGMENT_BYTES, |(header, ..)| header.record_len());
         location.segment() == segment && (location.offset()..location.offset() + len).contains(&offset)
     }
@@ -588,6 +595,9 @@ struct Life {
     live: RefCell<BTreeMap<QueueId, Survivor>>,
     /// Durable, but the scheduler has not heard of them.
     announcements: RefCell<Vec<(Survivor, u32)>>,
+    /// To be written once more, and what became of it.
+    to_move: RefCell<Vec<(QueueId, Location)>>,
+    moved: RefCell<Vec<Moved>>,
     sessions: Cell<usize>,
 }
 
@@ -623,7 +633,7 @@ impl Supply for SimSupply {
 
     fn retired(&self, segment: u64) {
         if let Some(entry) = self.life.table.segment(segment) {
-            entry.note_sealed();
+            entry.note_sealed(crate::rt::now());
         }
     }
 
@@ -713,6 +723,35 @@ impl Life {
         }
     }
 
+    /// A shard's part of compaction, for as long as the process lives.
+    async fn mover(self: Rc<Self>, commit: Rc<GroupCommit<SimSupply>>) {
+        loop {
+            let next = self.to_move.borrow_mut().pop();
+            if let Some((queue_id, from)) = next {
+                let to = self.relocate(&commit, queue_id, from).await;
+                self.moved.borrow_mut().push(Moved { queue_id, from, to });
+            }
+            self.disk.delay().await;
+            futures_lite::future::yield_now().await;
+        }
+    }
+
+    /// Writes a record once more, as `ShardSpool::relocate` does.
+    async fn relocate(&self, commit: &GroupCommit<SimSupply>, id: QueueId, from: Location) -> Option<(Location, u32)> {
+        // Where the message is done meanwhile, its segment may be gone.
+        let (header, envelope, content) = record_at(&self.disk, from)?;
+        assert_eq!(header.queue_id, id);
+        let (trace, body) = content.split_at(header.trace_len as usize);
+        let body = match header.large {
+            Some(reference) => RecordBody::Large { len: header.body_len, reference },
+            None => RecordBody::Inline(body),
+        };
+        let (no_leading_dots, arrival_ms) = (header.no_leading_dots, header.arrival_ms);
+        let draft = RecordDraft { envelope: &envelope, body, no_leading_dots, arrival_ms, moved_from: Some(id) };
+        let written = commit.commit(&draft, &mut |_, out: &mut Vec<u8>| out.extend_from_slice(trace)).await.ok()?;
+        Some((written.location, written.record_slots))
+    }
+
     /// Step 1 of the commit protocol.
     fn large_body(&self, body: &[u8]) -> Option<LargeReference> {
         let number = self.keeper.numbers.draw();
@@ -756,7 +795,9 @@ impl SimScheduler {
     }
 
     fn step(&mut self) {
-        match self.life.below(12) {
+        match self.life.below(14) {
+            12 => self.move_some(),
+            13 => self.hear_of_moves(),
             0..=3 => self.hear(),
             4..=5 => self.deliver_one_recipient(),
             6..=7 => self.finish_one(),
@@ -774,6 +815,44 @@ impl SimScheduler {
             let (message, slots) = waiting.swap_remove(index);
             self.tracker.note(message.location, slots);
             self.life.live.borrow_mut().insert(message.queue_id, message);
+        }
+    }
+
+    /// The scheduler's part of compaction: a few messages of a sealed segment are to be moved.
+    fn move_some(&mut self) {
+        // The table has no order: the same segments must be left out whatever comes first.
+        let choice = self.life.below(1 << 20);
+        let is_excluded = |segment| Random(choice ^ segment).below(3) == 0;
+        let Some((segment, _)) = self.life.table.sparse(crate::rt::now(), Duration::ZERO, is_excluded) else { return };
+        for message in self.life.live.borrow().values().filter(|message| message.location.segment() == segment) {
+            if self.tracker.move_begin(message.queue_id, message.location) {
+                self.life.to_move.borrow_mut().push((message.queue_id, message.location));
+            }
+        }
+    }
+
+    fn hear_of_moves(&mut self) {
+        let moves: Vec<Moved> = self.life.moved.borrow_mut().drain(..).collect();
+        for Moved { queue_id, from, to } in moves {
+            let Some((location, slots)) = to else {
+                self.tracker.move_failed(queue_id);
+                continue;
+            };
+            self.tracker.moved(queue_id, location, slots);
+            let mut live = self.life.live.borrow_mut();
+            let mut oracle = self.life.oracle.borrow_mut();
+            match live.get_mut(&queue_id) {
+                Some(message) => {
+                    message.location = location;
+                    put_moved(&mut self.entries, queue_id, location);
+                    self.life.table.note_finished(from.segment());
+                    oracle.counts.moved += 1;
+                }
+                None => {
+                    self.life.table.note_finished(location.segment());
+                    oracle.counts.moved_too_late += 1;
+                }
+            }
         }
     }
 
@@ -932,7 +1011,7 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
     let table = Rc::new(SegmentTable::default());
     let mut tracker = Tracker::default();
     for segment in &stay {
-        table.insert(SegmentEntry::survivor(segment.header, Mapping::of_nothing(), segment.live));
+        table.insert(SegmentEntry::survivor(segment.header, Mapping::of_nothing(), segment.live, segment.origin()));
         segment.track(&mut tracker);
     }
     let sessions = 1 + random.below(8);
@@ -944,6 +1023,8 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
         random: RefCell::new(Random(random.next())),
         live: RefCell::new(recovered.survivors.into_iter().map(|survivor| (survivor.queue_id, survivor)).collect()),
         announcements: RefCell::default(),
+        to_move: RefCell::default(),
+        moved: RefCell::default(),
         sessions: Cell::new(sessions as usize),
     });
     let supply = SimSupply { life: life.clone(), is_late: Cell::new(false) };
@@ -961,6 +1042,7 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
     let mut tasks: Vec<Task> = Vec::new();
     let writer = commit.clone();
     tasks.push(Box::pin(async move { writer.run().await }));
+    tasks.push(Box::pin(life.clone().mover(commit.clone())));
     for _ in 0..sessions {
         tasks.push(Box::pin(life.clone().session(commit.clone(), 1 + random.below(30))));
     }
@@ -977,7 +1059,7 @@ fn rot(disk: &SimDisk, oracle: &Oracle, random: &mut Random) -> Option<(u64, u64
     let mut ids: Vec<QueueId> = oracle.acknowledged.iter().copied().collect();
     ids.sort_unstable();
     let id = *ids.get(random.below(ids.len().max(1) as u64) as usize)?;
-    let location = id.first_location();
+    let location = oracle.places[&id];
     let (header, ..) = record_at(disk, location)?;
     let offset = location.offset() + random.below(header.record_len());
     let file = disk.open(&file_name(SEGMENTS, location.segment(), "seg")).ok()?;
@@ -1021,6 +1103,8 @@ fn history(seed: u64, counts: &mut Counts) {
         (&mut counts.sealed, seen.sealed),
         (&mut counts.large, seen.large),
         (&mut counts.batches_shared, seen.batches_shared),
+        (&mut counts.moved, seen.moved),
+        (&mut counts.moved_too_late, seen.moved_too_late),
     ] {
         *total += value;
     }
@@ -1059,6 +1143,8 @@ fn what_is_acknowledged_survives_every_power_cut() {
         ("sealed", sealed),
         ("large", large),
         ("shared batches", counts.batches_shared),
+        ("moved", counts.moved),
+        ("moved too late", counts.moved_too_late),
     ] {
         assert!(count > 0, "no {what}");
     }

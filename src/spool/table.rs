@@ -2,13 +2,14 @@
 //!
 //! The one lock is taken for reading once per message read, and for writing when a segment comes or goes.
 
+use super::counts::Counts;
 use super::mapping::Mapping;
 use super::record::Salt;
 use super::segment::SegmentHeader;
 use parking_lot::RwLock;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// One segment in use.
 #[derive(Debug)]
@@ -17,57 +18,63 @@ pub(crate) struct SegmentEntry {
     pub(crate) salt: Salt,
     pub(crate) mapping: Mapping,
     counts: Counts,
+    origin: Origin,
+    /// When it was sealed; of a survivor, when the process started.
+    sealed_at: OnceLock<Instant>,
 }
 
-/// A segment is free when it is sealed and every committed message is finished: `finished <= committed` always, and
-/// `committed` does not grow once it is sealed. Both sides count by themselves, so no order of announcements matters.
-#[derive(Debug, Default)]
-struct Counts {
-    committed: AtomicU64,
-    finished: AtomicU64,
-    sealed: AtomicBool,
+/// Where a segment in use came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Origin {
+    /// A shard of this process writes or wrote it.
+    Fresh,
+    /// Found at start.
+    Survivor,
+    /// Found at start with something wrong: never given up by itself.
+    Damaged,
 }
 
 impl SegmentEntry {
     /// A fresh segment that a shard will write.
     pub(crate) fn fresh(header: SegmentHeader, mapping: Mapping) -> SegmentEntry {
-        SegmentEntry { header, salt: header.salt(), mapping, counts: Counts::default() }
+        let (counts, origin, sealed_at) = (Counts::default(), Origin::Fresh, OnceLock::new());
+        SegmentEntry { header, salt: header.salt(), mapping, counts, origin, sealed_at }
     }
 
-    /// A segment found at start, with this many messages that keep it.
-    pub(crate) fn survivor(header: SegmentHeader, mapping: Mapping, messages: u64) -> SegmentEntry {
-        let entry = SegmentEntry::fresh(header, mapping);
-        entry.counts.committed.store(messages, Ordering::Relaxed);
-        entry.counts.sealed.store(true, Ordering::Relaxed);
+    /// A segment found at start, with this many messages that keep it, counting one for damage.
+    pub(crate) fn survivor(header: SegmentHeader, mapping: Mapping, messages: u64, origin: Origin) -> SegmentEntry {
+        let entry = SegmentEntry { origin, ..SegmentEntry::fresh(header, mapping) };
+        entry.counts.note_committed(messages);
+        entry.counts.note_sealed();
         entry
     }
 
     /// Counts messages that became durable; before anybody is told of them.
     pub(crate) fn note_committed(&self, messages: u64) {
-        self.counts.committed.fetch_add(messages, Ordering::Release);
+        self.counts.note_committed(messages);
     }
 
     /// Nothing will be committed to it any more.
-    pub(crate) fn note_sealed(&self) {
-        self.counts.sealed.store(true, Ordering::Release);
+    pub(crate) fn note_sealed(&self, now: Instant) {
+        self.sealed_at.get_or_init(|| now);
+        self.counts.note_sealed();
     }
 
-    /// Counts a message that needs its record no more; `true` when it was the last.
-    fn note_finished(&self) -> bool {
-        let finished = self.counts.finished.fetch_add(1, Ordering::AcqRel) + 1;
-        self.is_sealed() && finished == self.counts.committed.load(Ordering::Acquire)
+    /// Its octets are likely in memory: it is being written, or was a moment ago.
+    pub(crate) fn is_warm(&self, now: Instant) -> bool {
+        let sealed_at = self.sealed_at.get();
+        self.origin == Origin::Fresh && sealed_at.is_none_or(|at| now.saturating_duration_since(*at) < WARM)
     }
 
-    fn is_sealed(&self) -> bool {
-        self.counts.sealed.load(Ordering::Acquire)
-    }
-
-    /// Its octets may be given up.
-    fn is_free(&self) -> bool {
-        self.is_sealed()
-            && self.counts.finished.load(Ordering::Acquire) == self.counts.committed.load(Ordering::Acquire)
+    /// Something in it is needed, and nothing was written to it for so long.
+    fn is_old(&self, now: Instant, after: Duration) -> bool {
+        let sealed_at = self.sealed_at.get();
+        self.counts.is_sealed() && sealed_at.is_some_and(|at| now.saturating_duration_since(*at) >= after)
     }
 }
+
+/// How long the pages of a segment that was just written are taken to stay in memory.
+const WARM: Duration = Duration::from_secs(30);
 
 /// All segments in use, by number.
 #[derive(Debug, Default)]
@@ -103,18 +110,35 @@ impl SegmentTable {
 
     /// Counts a finished message; `true` when its segment became free.
     pub(crate) fn note_finished(&self, number: u64) -> bool {
-        self.segments.read().get(&number).is_some_and(|entry| entry.note_finished())
+        self.segments.read().get(&number).is_some_and(|entry| entry.counts.note_finished())
+    }
+
+    /// Of the segments that are old enough, not damaged and not excluded, the one with the fewest messages left: its number
+    /// and octets.
+    pub(crate) fn sparse(
+        &self,
+        now: Instant,
+        after: Duration,
+        is_excluded: impl Fn(u64) -> bool,
+    ) -> Option<(u64, u64)> {
+        let table = self.segments.read();
+        let old = table.values().filter(|entry| {
+            let header = &entry.header;
+            entry.origin != Origin::Damaged && entry.is_old(now, after) && !is_excluded(header.number)
+        });
+        let live = old.map(|entry| (entry.counts.live(), entry.header)).filter(|(live, _)| *live > 0);
+        live.min_by_key(|(live, header)| (*live, header.number)).map(|(_, header)| (header.number, header.len))
     }
 
     /// Takes out every free segment. No reader can get them any more; those that have one still hold it. To be followed by
     /// [`SegmentTable::note_gone`].
     pub(crate) fn take_free(&self) -> Vec<Arc<SegmentEntry>> {
-        if !self.segments.read().values().any(|entry| entry.is_free()) {
+        if !self.segments.read().values().any(|entry| entry.counts.is_free()) {
             return Vec::new();
         }
         let mut table = self.segments.write();
         let mut free: Vec<u64> =
-            table.values().filter(|entry| entry.is_free()).map(|entry| entry.header.number).collect();
+            table.values().filter(|entry| entry.counts.is_free()).map(|entry| entry.header.number).collect();
         free.sort_unstable();
         self.leaving.write().extend(&free);
         free.iter().filter_map(|number| table.remove(number)).collect()

@@ -5,7 +5,9 @@ use super::keeper::{Keeper, Numbers};
 use super::*;
 use crate::rt::run_to_end;
 use crate::smtp::Address;
+use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 const SEGMENT_BYTES: u64 = 1 << 20;
 
@@ -148,6 +150,67 @@ fn segments_are_recycled_and_never_while_somebody_reads() {
     // 8 MB went through segments of 1 MiB.
     let files = std::fs::read_dir(path.join("segments")).unwrap().count();
     assert!(files <= 6, "{files} segments are left");
+}
+
+#[test]
+fn a_moved_message_keeps_its_name_and_frees_its_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    let (mut names, mut old) = (Vec::new(), 0);
+    let (names_seen, old_seen) = (&mut names, &mut old);
+    let body = &vec![b'y'; 300_000];
+    life(&path, |spool, reader, mut journal, _| async move {
+        let (small, large) = (put(&spool, &to, b"one\r\n").await.unwrap(), put(&spool, &to, body).await.unwrap());
+        let mut fillers = Vec::new();
+        while fillers.last().is_none_or(|put: &Committed| put.location.segment() == small.location.segment()) {
+            fillers.push(put(&spool, &to, &[b'x'; 60_000]).await.unwrap());
+        }
+        for put in [small, large].iter().chain(&fillers) {
+            journal.accepted(&put.accepted(&to, 5));
+        }
+        assert_eq!(journal.sparse_segment(Duration::from_secs(3600), |_| false), None, "it is not old enough");
+        let segment = journal.sparse_segment(Duration::ZERO, |_| false).unwrap().0;
+        assert_eq!(segment, small.location.segment());
+        assert_eq!(journal.sparse_segment(Duration::ZERO, |number| number == segment), None);
+        for filler in &fillers {
+            journal.done(filler.queue_id, filler.location, filler.size);
+        }
+        let mut freed = Vec::new();
+        for message in [small, large] {
+            assert!(journal.move_begin(message.queue_id, message.location));
+            assert!(!journal.move_begin(message.queue_id, message.location), "once at a time");
+            let copy = spool.relocate(&reader.load(message.location).await.unwrap()).await.unwrap();
+            assert_eq!((copy.queue_id, copy.size), (message.queue_id, message.size));
+            assert_ne!(copy.location.segment(), segment);
+            journal.moved(copy.queue_id, copy.location, copy.record_slots);
+            freed.push(journal.left(message.location));
+            let read = reader.message(copy.location).unwrap();
+            assert_eq!(read.trace(), format!("Received: id {}\r\n", message.queue_id).as_bytes());
+            names_seen.push(message.queue_id);
+        }
+        assert_eq!(freed, [None, Some(segment)]);
+        spool.free_segment(segment).await;
+        assert!(matches!(reader.message(small.location), Err(SpoolError::NotFound(_))));
+        *old_seen = segment;
+        journal.close().await;
+    });
+    life(&path, |_, reader, mut journal, survivors| async move {
+        let found: Vec<QueueId> = survivors.iter().map(|survivor| survivor.queue_id).collect();
+        assert_eq!(found.iter().collect::<HashSet<_>>(), names.iter().collect::<HashSet<_>>());
+        for survivor in &survivors {
+            assert_ne!(survivor.location.segment(), old);
+            let read = reader.message(survivor.location).unwrap();
+            assert!(read.body() == b"one\r\n" || read.body() == body);
+            journal.done(survivor.queue_id, survivor.location, survivor.size);
+        }
+        journal.close().await;
+    });
+    life(&path, |_, _, journal, survivors| async move {
+        assert_eq!(survivors, []);
+        assert_eq!(std::fs::read_dir(folder.path().join("spool/large")).unwrap().count(), 0);
+        journal.close().await;
+    });
 }
 
 #[test]

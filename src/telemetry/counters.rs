@@ -142,6 +142,7 @@ counters! {
     spool_syncs: Counter = "ringmail_spool_syncs_total", "Syncs of spool segments, one per batch.";
     spool_bytes: Counter = "ringmail_spool_bytes_total", "Octets written to spool segments.";
     spool_failures: Counter = "ringmail_spool_failures_total", "Batches that could not be written or synced.";
+    spool_moved: Counter = "ringmail_spool_moved_total", "Messages that compaction wrote once more.";
     journal_syncs: Counter = "ringmail_journal_syncs_total", "Syncs of the delivery journal.";
 
     pop3_retrieved: Counter = "ringmail_pop3_messages_retrieved_total", "Messages fetched over POP3.";

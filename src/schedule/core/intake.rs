@@ -76,6 +76,17 @@ enum Together {
     Hop(u32),
 }
 
+/// What the scheduler makes of a moved record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MoveAnswer {
+    /// The new place counts.
+    Moved,
+    /// It is being delivered or reported from the old place: ask again later.
+    InUse,
+    /// The message ended meanwhile.
+    Gone,
+}
+
 impl Scheduler {
     /// Queues a message. One that is queued already is ignored (and counted as a stray): announcing twice is a fault of
     /// the sender, but must not deliver twice.
@@ -157,12 +168,21 @@ impl Scheduler {
         self.by_queue_id.find(mix(queue_id.0 ^ self.hash_seed), |key| self.messages[*key].queue_id == queue_id).copied()
     }
 
-    /// Compaction moved the record of a message.
-    pub fn handle_moved(&mut self, queue_id: QueueId, location: Location) {
-        match self.find_message(queue_id) {
-            Some(message) => self.messages[message].location = location,
-            None => self.totals.strays += 1,
+    /// Compaction wrote the record of a message to another place; from here on it is read there.
+    pub fn handle_moved(&mut self, queue_id: QueueId, location: Location) -> MoveAnswer {
+        let Some(message) = self.find_message(queue_id) else { return MoveAnswer::Gone };
+        if self.is_in_use(message) {
+            return MoveAnswer::InUse;
         }
+        self.messages[message].location = location;
+        MoveAnswer::Moved
+    }
+
+    /// Jobs and reports that are under way name the place of the record.
+    pub(super) fn is_in_use(&self, message: u32) -> bool {
+        self.messages[message].delay == DelayDsn::Submitted
+            || self.reports.contains_key(&message)
+            || self.parts_of(message).any(|part| part.state == PartState::Running)
     }
 
     /// Removes a message that has no part and no report left, and tells the journal.

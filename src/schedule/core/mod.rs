@@ -55,7 +55,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
-pub use intake::{Incoming, IncomingRecipient, IncomingState};
+pub use intake::{Incoming, IncomingRecipient, IncomingState, MoveAnswer};
 pub use orders::{Criteria, Order, Target};
 pub use view::{LiveMessageView, PendingRecipient};
 

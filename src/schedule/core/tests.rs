@@ -687,3 +687,22 @@ fn a_queued_message_stays_small() {
     let bytes = Pool::<Message>::ENTRY_BYTES + Pool::<Part>::ENTRY_BYTES + index_bytes;
     assert!(bytes <= 150, "{} + {} + {index_bytes}", Pool::<Message>::ENTRY_BYTES, Pool::<Part>::ENTRY_BYTES);
 }
+
+#[test]
+fn a_record_is_moved_only_while_nobody_uses_it() {
+    let mut bench = Bench::plain();
+    let id = bench.accept(&["a.example"]);
+    let job = bench.job();
+    let (old, new) = (job.location, Location(77 << 24));
+    let in_old = |bench: &Bench| bench.scheduler.messages_in_segment(old.segment(), 0, 100).0;
+    assert_eq!((in_old(&bench), bench.scheduler.handle_moved(id, new)), (vec![], MoveAnswer::InUse));
+    bench.done(job, LaneState::Open, |_| deferred(DeferralScope::Recipient));
+    assert_eq!(in_old(&bench), [(id, old, 1000)]);
+    assert_eq!(bench.scheduler.handle_moved(id, new), MoveAnswer::Moved);
+    assert_eq!(in_old(&bench), []);
+    bench.go_to(bench.now + HOUR);
+    let job = bench.job();
+    assert_eq!(job.location, new);
+    bench.done(job, LaneState::Open, |_| delivered());
+    assert_eq!(bench.scheduler.handle_moved(id, old), MoveAnswer::Gone);
+}

@@ -83,6 +83,24 @@ impl Scheduler {
         }
     }
 
+    /// Queued messages whose records lie in a segment and are not in use, as [`Scheduler::live_messages`] walks: name,
+    /// place, octets.
+    pub fn messages_in_segment(
+        &self,
+        segment: u64,
+        from: u32,
+        max: u32,
+    ) -> (Vec<(QueueId, Location, u64)>, Option<u32>) {
+        let end = self.messages.key_end();
+        let stop = end.min(from.saturating_add(max.max(1)));
+        let here = (from..stop).filter_map(|key| {
+            let message = self.messages.get(key)?;
+            let is_here = message.location.segment() == segment && !self.is_in_use(key);
+            is_here.then_some((message.queue_id, message.location, message.size))
+        });
+        (here.collect(), (stop < end).then_some(stop))
+    }
+
     pub(super) fn parts_of(&self, message: u32) -> impl Iterator<Item = &Part> {
         let mut next = self.messages[message].parts;
         std::iter::from_fn(move || {

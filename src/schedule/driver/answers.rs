@@ -1,6 +1,6 @@
 //! What tasks of the driver come back with; and the lookups, a bounded number at a time.
 
-use super::log::Done;
+use super::log::Settled;
 use super::orders::AnswerTo;
 use super::reports::Built;
 use crate::dns::Resolver;
@@ -21,8 +21,8 @@ pub(super) enum Answer {
     Routed { hop: HopId, result: Result<ResolvedRoute, RouteFailure> },
     /// A report was made; `None` when nobody wants it, `Err` when it could not be made now.
     Report { token: u64, result: Result<Option<Built>, String> },
-    /// Everything about this message is in the log.
-    Done(Done),
+    /// Everything that was to be logged before this is in the log.
+    Settled(Settled),
     /// Envelopes were read for an order: these recipients match.
     Narrowed(Vec<Target>),
     /// Envelopes were read for a listing: these messages match.

@@ -1,5 +1,5 @@
 //! One event for each outcome of each recipient. The addresses are in the stored envelope, so a message must not be
-//! given up before its outcomes are logged: [`Done`] waits in the same line.
+//! given up before its outcomes are logged: [`Settled`] waits in the same line.
 //!
 //! A message that was accepted just now is read on the spot, for its pages are in memory; an older one by a helper.
 
@@ -29,9 +29,18 @@ pub(super) struct Done {
     pub(super) size: u64,
 }
 
+/// What has to wait for what was to be logged before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Settled {
+    /// A message is finished: its record can go.
+    Done(Done),
+    /// A message was moved: nobody reads it at this place any more.
+    Left(Location),
+}
+
 enum Item {
     Entry(LogEntry),
-    Done(Done),
+    Settled(Settled),
 }
 
 /// The line of what is to be logged. Cloning shares it.
@@ -75,11 +84,11 @@ impl Logger {
     }
 
     /// Gives it back when all before it is logged; otherwise it comes later, as an answer.
-    pub(super) fn after(&self, done: Done) -> Option<Done> {
+    pub(super) fn after(&self, settled: Settled) -> Option<Settled> {
         if self.is_idle() {
-            return Some(done);
+            return Some(settled);
         }
-        self.put(Item::Done(done));
+        self.put(Item::Settled(settled));
         None
     }
 
@@ -113,7 +122,7 @@ impl Inner {
                     let read = self.load(entry.location).await;
                     self.write(entry, read);
                 }
-                Some(Item::Done(done)) => self.answers.put(Answer::Done(done)),
+                Some(Item::Settled(settled)) => self.answers.put(Answer::Settled(settled)),
                 None => return,
             }
         }

@@ -9,6 +9,7 @@
 
 mod admin;
 mod answers;
+mod compaction;
 mod log;
 mod orders;
 mod outbox;
@@ -28,7 +29,8 @@ use crate::rt::{self, Receiver, Sender};
 use crate::spool::{Journal, LiveMessage, RecipientState, SpoolReader, Survivor};
 use crate::telemetry::{EventLog, Meter};
 use answers::{Answer, Answers, Lookups};
-use log::{Done, Logger};
+use compaction::Compaction;
+use log::{Done, Logger, Settled};
 use orders::Orders;
 use outbox::Outbox;
 use reports::Reporter;
@@ -119,6 +121,7 @@ struct Driver {
     checkpoint_next: Option<u32>,
     housekeeping_at: Instant,
     segments_freed: usize,
+    compaction: Compaction,
     /// The core has more actions than one turn takes.
     actions_left: bool,
     stop_asked: bool,
@@ -184,6 +187,7 @@ impl Driver {
             checkpoint_next: None,
             housekeeping_at: clock.started,
             segments_freed: 0,
+            compaction: Compaction::default(),
             actions_left: false,
             stop_asked: false,
             inbox_closed: false,
@@ -255,6 +259,7 @@ impl Driver {
         }
         self.act();
         self.carry_out_orders();
+        self.compact();
         if self.checkpoint_next.is_some() {
             self.checkpoint_some().await;
         }
@@ -293,6 +298,10 @@ impl Driver {
                 let result = self.reporter.submitted(token, result);
                 self.core.handle_submitted(now, token, result);
             }
+            ToScheduler::Moved(moved) => {
+                let freed = self.compaction.moved(moved, &mut self.core, &mut self.journal);
+                self.free(freed);
+            }
             ToScheduler::Admin(request) => self.answer_operator(now, request),
             ToScheduler::Stop => self.stop_asked = true,
         }
@@ -316,7 +325,7 @@ impl Driver {
                 self.reporter.not_built();
                 self.core.handle_submitted(now, token, result.map(|_| ()));
             }
-            Answer::Done(done) => self.message_done(done),
+            Answer::Settled(settled) => self.settle(settled),
             Answer::Narrowed(targets) => self.take_narrowed(&targets),
             Answer::Listed { ids, answer } => self.list_these(now, ids, answer),
             Answer::Explained { recipient, result, answer } => {
@@ -342,8 +351,8 @@ impl Driver {
                 Action::CloseLane { shard, lane } => self.shards[shard].push(ToShard::CloseLane(lane)),
                 Action::Report(report) => self.reporter.start(report),
                 Action::Record(Record::Done { queue_id, location, size }) => {
-                    if let Some(done) = self.logger.after(Done { queue_id, location, size }) {
-                        self.message_done(done);
+                    if let Some(settled) = self.logger.after(Settled::Done(Done { queue_id, location, size })) {
+                        self.settle(settled);
                     }
                 }
                 Action::Record(Record::Recipient { queue_id, recipient, state }) => {
@@ -361,9 +370,33 @@ impl Driver {
         self.actions_left = true;
     }
 
-    /// The record of a message can go; nobody needs its addresses for the log any more.
-    fn message_done(&mut self, done: Done) {
-        if let Some(segment) = self.journal.done(done.queue_id, done.location, done.size) {
+    /// A record can go; nobody needs its addresses for the log any more.
+    fn settle(&mut self, settled: Settled) {
+        let freed = match settled {
+            Settled::Done(done) => self.journal.done(done.queue_id, done.location, done.size),
+            Settled::Left(location) => self.journal.left(location),
+        };
+        self.free(freed);
+    }
+
+    /// A slice of compaction, if there is any.
+    fn compact(&mut self) {
+        // Any shard may write the copies.
+        let shard = &self.shards[self.segments_freed % self.shards.len()];
+        self.compaction.turn(&self.core, &mut self.journal, shard);
+        if self.actions_left {
+            // An action that is not carried out yet may name an old place.
+            return;
+        }
+        while let Some(location) = self.compaction.take_left() {
+            if let Some(settled) = self.logger.after(Settled::Left(location)) {
+                self.settle(settled);
+            }
+        }
+    }
+
+    fn free(&mut self, segment: Option<u64>) {
+        if let Some(segment) = segment {
             // Any shard may take it.
             let shard = self.segments_freed % self.shards.len();
             self.segments_freed += 1;
@@ -376,7 +409,12 @@ impl Driver {
         if self.checkpoint_next.is_none() && self.journal.wants_checkpoint() {
             self.begin_checkpoint();
         }
+        let after = self.config.spool.compact_after;
+        for segment in self.compaction.look(&mut self.core, &mut self.journal, after) {
+            self.free(Some(segment));
+        }
         let (counters, totals) = (&self.meter.counters, self.core.totals());
+        counters.journal_syncs.set_total(self.journal.syncs());
         counters.recipients_delivered.set_total(totals.delivered);
         counters.recipients_deferred.set_total(totals.deferred);
         counters.recipients_bounced.set_total(totals.bounced);
@@ -435,7 +473,8 @@ impl Driver {
         let due = self.core.next_deadline().is_some_and(|deadline| deadline <= now);
         let behind = self.logger.is_behind();
         let ordered = !self.orders.is_idle();
-        let busy = self.actions_left || self.checkpoint_next.is_some() || (ordered && !behind);
+        let busy =
+            self.actions_left || self.checkpoint_next.is_some() || (ordered && !behind) || self.compaction.is_busy();
         if due || busy || !self.answers.is_empty() {
             rt::yield_now().await;
             return;
