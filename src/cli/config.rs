@@ -4,6 +4,7 @@ use super::exit::Failure;
 use crate::bus::{Protocol, TlsPolicy};
 use crate::config::{CertificateFiles, Config, Limits, ListenerTls, NextHopConfig, Route, SmtpListener};
 use crate::dns::FamilyPolicy;
+use crate::mailbox::policy::Limit;
 use std::fmt::{Display, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -43,6 +44,11 @@ fn to_toml(config: &Config) -> String {
         show_listener_tls(&mut section, &listener.tls);
         section.plain("auth_without_tls", listener.auth_without_tls);
     }
+    section.begin("[pop3_sessions]");
+    section.text("auto_logout", Span(config.pop3_sessions.auto_logout));
+    section.text("login_delay", Span(config.pop3_sessions.login_delay));
+    section.plain("per_client_max", config.pop3_sessions.per_client_max);
+    section.plain("apop", config.pop3_sessions.apop);
     section.begin("[admin]");
     section.plain("enabled", config.admin.is_some());
     if let Some(address) = config.admin {
@@ -56,6 +62,10 @@ fn to_toml(config: &Config) -> String {
     section.text("users_file", below(&config.data_dir, &config.mailboxes.users_file).display());
     section.text("aliases_file", below(&config.data_dir, &config.mailboxes.aliases_file).display());
     section.text("mail_dir", below(&config.data_dir, &config.mailboxes.mail_dir).display());
+    section.text("quota", Size(or_zero(config.mailboxes.quota.bytes)));
+    section.plain("quota_messages", or_zero(config.mailboxes.quota.messages));
+    section.text("over_quota", config.mailboxes.over_quota.name());
+    section.text("retention", config.mailboxes.retention);
     config.routes.iter().for_each(|route| show_route(&mut section, route));
     show_times_and_limits(&mut section, config);
     section.begin("[dns]");
@@ -123,6 +133,14 @@ fn show_listener_tls(section: &mut Section<'_>, tls: &ListenerTls) {
 fn show_certificate(section: &mut Section<'_>, files: &CertificateFiles) {
     section.text("certificate", files.certificate.display());
     section.text("key", files.key.display());
+}
+
+/// No limit is written as 0.
+fn or_zero(limit: Limit) -> u64 {
+    match limit {
+        Limit::Unlimited => 0,
+        Limit::Max(most) => most,
+    }
 }
 
 /// Paths of mailboxes are read as relative to the data folder.
@@ -313,7 +331,7 @@ mod tests {
             "[[route]]",
         ]
         .into_iter()
-        .chain(["[delivery]", "[timeouts]", "[dns]", "[spool]", "[tls]", "[[tls.sni]]"])
+        .chain(["[delivery]", "[timeouts]", "[dns]", "[spool]", "[tls]", "[[tls.sni]]", "[pop3_sessions]"])
         {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("ringmail.toml");
@@ -356,7 +374,7 @@ mod tests {
         }
         let sections = ["smtp", "pop3", "admin", "relay", "limits", "mailboxes", "retry", "route", "delivery", "dns"]
             .into_iter()
-            .chain(["timeouts", "spool", "tls", "smtp.limits", "tls.sni"]);
+            .chain(["timeouts", "spool", "tls", "smtp.limits", "tls.sni", "pop3_sessions"]);
         documented.extend(sections.map(str::to_owned));
         let mut known = known_keys();
         known.sort();

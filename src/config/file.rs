@@ -9,6 +9,7 @@ use super::error::Problem;
 use super::limits::{LimitsTable, limits};
 use super::mailboxes::{MailboxesTable, mailboxes};
 use super::pop3::{Pop3, pop3_listener};
+use super::pop3_sessions::{Pop3SessionsTable, pop3_sessions};
 use super::relay::{Relay, relay};
 use super::retry::{RetryTable, retry};
 use super::route::{RouteTable, route};
@@ -30,6 +31,7 @@ pub(super) struct File {
     shards: Option<Spanned<usize>>,
     smtp: Vec<Smtp>,
     pop3: Vec<Pop3>,
+    pop3_sessions: Pop3SessionsTable,
     admin: Admin,
     relay: Relay,
     limits: LimitsTable,
@@ -89,6 +91,7 @@ impl File {
             shards,
             smtp_listeners,
             pop3_listeners,
+            pop3_sessions: pop3_sessions(&self.pop3_sessions)?,
             admin,
             relay: relay(self.relay)?,
             limits,

@@ -1,7 +1,9 @@
 //! `[mailboxes]`: whose mail lives here.
 
-use super::check::domain;
+use super::check::{domain, plain};
 use super::error::Problem;
+use super::units::ByteSize;
+use crate::mailbox::policy::{Limit, Quota, Retention};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
@@ -17,15 +19,61 @@ pub struct Mailboxes {
     pub aliases_file: PathBuf,
     /// Folder of the Maildirs, one per user; default `DATA/mail`.
     pub mail_dir: PathBuf,
+    /// What mailboxes may hold whose user has no quota of its own; default any amount.
+    pub quota: Quota,
+    /// What becomes of mail for a full mailbox; default [`OverQuota::Defer`].
+    pub over_quota: OverQuota,
+    /// How long messages stay where a user has no retention of its own; default [`Retention::Keep`].
+    pub retention: Retention,
 }
 
-#[derive(Deserialize, Default)]
+/// What becomes of mail for a full mailbox.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum OverQuota {
+    /// `452 4.2.2`: it is tried again until there is room, or it expires.
+    #[default]
+    Defer,
+    /// `552 5.2.2`: the sender is told at once.
+    Reject,
+}
+
+impl OverQuota {
+    /// As it stands in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            OverQuota::Defer => "defer",
+            OverQuota::Reject => "reject",
+        }
+    }
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MailboxesTable {
     local_domains: Option<Vec<Spanned<String>>>,
     users_file: Option<PathBuf>,
     aliases_file: Option<PathBuf>,
     mail_dir: Option<PathBuf>,
+    quota: ByteSize,
+    quota_messages: u64,
+    over_quota: OverQuota,
+    retention: Spanned<String>,
+}
+
+impl Default for MailboxesTable {
+    fn default() -> Self {
+        MailboxesTable {
+            local_domains: None,
+            users_file: None,
+            aliases_file: None,
+            mail_dir: None,
+            quota: ByteSize(0),
+            quota_messages: 0,
+            over_quota: OverQuota::default(),
+            retention: plain(Retention::default().to_string()),
+        }
+    }
 }
 
 pub(super) fn mailboxes(table: MailboxesTable, data_dir: &Path, hostname: &str) -> Result<Mailboxes, Problem> {
@@ -35,10 +83,19 @@ pub(super) fn mailboxes(table: MailboxesTable, data_dir: &Path, hostname: &str) 
         None => vec!["localhost".to_owned(), hostname.to_owned()],
     };
     let below = |path: Option<PathBuf>, default: &str| data_dir.join(path.unwrap_or_else(|| default.into()));
+    // In a file that says nothing, as in one that says 0, there is no limit.
+    let limit = |most: u64| if most == 0 { Limit::Unlimited } else { Limit::Max(most) };
+    let retention = table.retention.get_ref().parse::<Retention>().map_err(|what| {
+        let message = format!("retention: {:?} is not understood", table.retention.get_ref());
+        Problem::new(table.retention.span().start, message, what)
+    })?;
     Ok(Mailboxes {
         local_domains,
         users_file: below(table.users_file, "users"),
         aliases_file: below(table.aliases_file, "aliases"),
         mail_dir: below(table.mail_dir, "mail"),
+        quota: Quota { bytes: limit(table.quota.0), messages: limit(table.quota_messages) },
+        over_quota: table.over_quota,
+        retention,
     })
 }

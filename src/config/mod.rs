@@ -12,6 +12,7 @@ mod limits;
 mod mailboxes;
 mod network;
 mod pop3;
+mod pop3_sessions;
 mod relay;
 mod retry;
 mod route;
@@ -25,9 +26,10 @@ pub use delivery::Delivery;
 pub use dns::Dns;
 pub use error::ConfigError;
 pub use limits::Limits;
-pub use mailboxes::Mailboxes;
+pub use mailboxes::{Mailboxes, OverQuota};
 pub use network::IpNetwork;
 pub use pop3::Pop3Listener;
+pub use pop3_sessions::Pop3Sessions;
 pub use relay::RelayPolicy;
 pub use retry::Retry;
 pub use route::{NextHopConfig, Route};
@@ -53,6 +55,8 @@ pub struct Config {
     pub smtp_listeners: Vec<SmtpListener>,
     /// POP3 listeners; may be empty.
     pub pop3_listeners: Vec<Pop3Listener>,
+    /// Rules of POP3 sessions.
+    pub pop3_sessions: Pop3Sessions,
     /// Admin HTTP address; `None` turns it off.
     pub admin: Option<SocketAddr>,
     /// Who may relay and where to.

@@ -12,10 +12,11 @@
 //! Other programs may move a message from `new` to `cur`, or change its flags (`:2,` and letters), at any time: a file
 //! that is not where it was is looked for by the part of its name before the colon, which never changes.
 
+use hashbrown::HashSet;
 use rustix::fs::OFlags;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Messages of one maildrop that POP3 shows at most; the rest waits until some are removed.
@@ -32,7 +33,7 @@ pub struct Maildir {
 }
 
 /// Which of the two folders a message is in.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Folder {
     /// Not yet seen by a mail program.
     New,
@@ -58,13 +59,70 @@ pub struct Entry {
     pub folder: Folder,
     /// Octets with CRLF line ends, without dot-stuffing: what RETR sends.
     pub size: u64,
+    /// Seconds since the UNIX epoch and microseconds of its arrival, from its name; 0 where it has none.
+    pub arrival: (u64, u64),
 }
 
 impl Entry {
+    fn new(name: &str, folder: Folder) -> Entry {
+        Entry { name: name.into(), folder, size: named_size(name).unwrap_or(UNKNOWN_SIZE), arrival: arrival(name) }
+    }
+
     /// The part of the name that never changes.
     pub fn base_name(&self) -> &str {
         base_name(&self.name)
     }
+
+    /// The name up to the first comma: what is behind it may be corrected by other programs.
+    pub fn stable_name(&self) -> &str {
+        let base = self.base_name();
+        base.split_once(',').map_or(base, |(stable, _)| stable)
+    }
+
+    /// Octets of the file, where the name tells them.
+    pub fn stored_size(&self) -> Option<u64> {
+        named_number(&self.name, "S=")
+    }
+
+    /// Order of arrival; messages that share their stable name stand together, what is in `cur` first.
+    fn order(&self) -> ((u64, u64), &str, &str, bool) {
+        (self.arrival, self.stable_name(), self.base_name(), self.folder == Folder::New)
+    }
+}
+
+/// When the folders of a mailbox last changed: as long as it is the same, no message came, went, or changed its flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp([Option<FolderStamp>; 2]);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct FolderStamp {
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+/// A change so shortly before a look may be followed by another one with the same time: file systems count time in steps of
+/// some milliseconds.
+const STAMP_STEP_MS: i64 = 1_000;
+
+impl Stamp {
+    /// Whether every later change is sure to give another stamp, looked at from this time (milliseconds since the UNIX
+    /// epoch).
+    pub fn is_settled(&self, now_ms: u64) -> bool {
+        let newest =
+            self.0.iter().flatten().map(|folder| folder.modified.0 * 1_000 + folder.modified.1 / 1_000_000).max();
+        newest.is_none_or(|newest| newest + STAMP_STEP_MS < now_ms as i64)
+    }
+}
+
+/// How much is in a mailbox.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Usage {
+    /// Octets of message files.
+    pub bytes: u64,
+    /// Messages.
+    pub messages: u64,
 }
 
 fn base_name(name: &str) -> &str {
@@ -112,26 +170,42 @@ impl Maildir {
         Ok(())
     }
 
-    /// All messages in order of arrival. A mailbox that does not exist has none. File contents are only read for
-    /// messages of other programs that left the size out of the name.
+    /// What the folders' times are now. Blocks for two looks at inodes.
+    pub fn stamp(&self) -> io::Result<Stamp> {
+        let of = |folder: Folder| match fs::metadata(self.root.join(folder.name())) {
+            Ok(metadata) => Ok(Some(FolderStamp {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        Ok(Stamp([of(Folder::New)?, of(Folder::Cur)?]))
+    }
+
+    /// All messages in order of arrival. A mailbox that does not exist has none.
     pub fn list(&self) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
+        self.list_knowing(&[])
+    }
+
+    /// As [`Maildir::list`]. File contents are only read for messages of other programs that left the size out of the
+    /// name, and only where it is not `known` from an earlier listing.
+    pub fn list_knowing(&self, known: &[Entry]) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::with_capacity(known.len() + 64);
         for folder in [Folder::New, Folder::Cur] {
             self.list_folder(folder, |name| {
-                entries.push(Entry { name: name.into(), folder, size: named_size(name).unwrap_or(UNKNOWN_SIZE) });
+                entries.push(Entry::new(name, folder));
                 entries.len() < MAILDROP_MESSAGES_MAX
             })?;
         }
         // Moved from new to cur between the two listings: seen twice. Sorting puts both together.
-        entries.sort_by_cached_key(|entry| {
-            let (seconds, micros) = arrival(&entry.name);
-            (seconds, micros, entry.base_name().to_owned(), entry.folder == Folder::New)
-        });
+        entries.sort_unstable_by(|a, b| a.order().cmp(&b.order()));
         entries.dedup_by(|later, earlier| later.base_name() == earlier.base_name());
         let mut failed = None;
         entries.retain_mut(|entry| {
             if entry.size == UNKNOWN_SIZE {
-                match self.open(entry).and_then(measure_file) {
+                match self.measure(entry, known) {
                     Ok(size) => entry.size = size,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
                     Err(error) => failed = Some(error),
@@ -140,6 +214,30 @@ impl Maildir {
             true
         });
         failed.map_or(Ok(entries), Err)
+    }
+
+    fn measure(&self, entry: &Entry, known: &[Entry]) -> io::Result<u64> {
+        let key = (entry.arrival, entry.stable_name(), entry.base_name());
+        let order = |known: &Entry| (known.arrival, known.stable_name(), known.base_name()).cmp(&key);
+        match known.binary_search_by(order) {
+            Ok(index) => Ok(known[index].size),
+            Err(_) => measure_file(self.open(entry)?),
+        }
+    }
+
+    /// Adds up what is in the mailbox. Files are only looked at where their name does not tell their size.
+    pub fn usage(&self) -> io::Result<Usage> {
+        let mut usage = Usage::default();
+        for folder in [Folder::New, Folder::Cur] {
+            self.list_folder(folder, |name| {
+                // A file that went meanwhile takes no room.
+                let looked_at = || fs::symlink_metadata(self.path(folder, name)).map_or(0, |metadata| metadata.len());
+                usage.bytes += named_number(name, "S=").unwrap_or_else(looked_at);
+                usage.messages += 1;
+                true
+            })?;
+        }
+        Ok(usage)
     }
 
     /// Opens a message for reading, wherever it went.
@@ -151,26 +249,45 @@ impl Maildir {
     /// Removes messages; those that are gone already are no error. When it returns `Ok` all are gone and stay gone after
     /// a power failure. After an error some may be removed.
     pub fn remove<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) -> io::Result<()> {
-        let mut touched = [(Folder::New, false), (Folder::Cur, false)];
+        let mut touched = [false; 2];
+        let mut moved: HashSet<&str> = HashSet::new();
         let mut result = Ok(());
         for entry in entries {
-            match self.find(entry, |path| fs::remove_file(path)) {
-                Ok(((), folder)) => touched.iter_mut().filter(|(f, _)| *f == folder).for_each(|(_, t)| *t = true),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            match self.find_nearby(entry, |path| fs::remove_file(path)) {
+                Ok(Some(((), folder))) => touched[folder as usize] = true,
+                Ok(None) => drop(moved.insert(entry.base_name())),
                 Err(error) => result = Err(error),
             }
         }
-        for (folder, _) in touched.into_iter().filter(|(_, touched)| *touched) {
+        // Another program gave them flags: one look at the folders for all of them.
+        for folder in [Folder::New, Folder::Cur] {
+            let mut found = Vec::new();
+            if !moved.is_empty() {
+                self.list_folder(folder, |name| {
+                    if moved.contains(base_name(name)) {
+                        found.push(self.path(folder, name));
+                    }
+                    true
+                })?;
+            }
+            for path in found {
+                match fs::remove_file(path) {
+                    Ok(()) => touched[folder as usize] = true,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => result = Err(error),
+                }
+            }
+        }
+        for folder in [Folder::New, Folder::Cur].into_iter().filter(|&folder| touched[folder as usize]) {
             sync_folder(&self.root.join(folder.name()))?;
         }
         result
     }
 
-    /// Acts on the file of a message; if it is not where it was listed, looks for it once in both folders.
+    /// Acts on the file of a message; if it is not where it was listed, looks for it in both folders.
     fn find<T>(&self, entry: &Entry, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<(T, Folder)> {
-        match act(&self.path(entry.folder, &entry.name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => return Ok((done?, entry.folder)),
+        if let Some(done) = self.find_nearby(entry, &act)? {
+            return Ok(done);
         }
         for folder in [Folder::Cur, Folder::New] {
             let mut found = None;
@@ -185,6 +302,24 @@ impl Maildir {
             }
         }
         Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// Acts on the file of a message where it was listed, or where programs put it that have seen it; `None` if it is in
+    /// none of these places.
+    fn find_nearby<T>(&self, entry: &Entry, act: impl Fn(&Path) -> io::Result<T>) -> io::Result<Option<(T, Folder)>> {
+        let listed = (entry.folder, None);
+        let flagged = COMMON_FLAGS.map(|flags| (Folder::Cur, Some(flags)));
+        for (folder, flags) in std::iter::once(listed).chain(flagged) {
+            let path = match flags {
+                None => self.path(folder, &entry.name),
+                Some(flags) => self.path(folder, &format!("{}{flags}", entry.base_name())),
+            };
+            match act(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => return done.map(|done| Some((done, folder))),
+            }
+        }
+        Ok(None)
     }
 
     fn path(&self, folder: Folder, name: &str) -> PathBuf {
@@ -214,7 +349,11 @@ const UNKNOWN_SIZE: u64 = u64::MAX;
 
 /// The size in `,W=` of the base name.
 fn named_size(name: &str) -> Option<u64> {
-    base_name(name).split(',').skip(1).find_map(|part| part.strip_prefix("W=")?.parse().ok()).filter(|&n| n < 1 << 60)
+    named_number(name, "W=")
+}
+
+fn named_number(name: &str, key: &str) -> Option<u64> {
+    base_name(name).split(',').skip(1).find_map(|part| part.strip_prefix(key)?.parse().ok()).filter(|&n| n < 1 << 60)
 }
 
 /// Seconds and microseconds in a name, for order; 0 where there are none.
@@ -415,7 +554,6 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn whoever_finds_tmp_finds_all() {
@@ -548,6 +686,59 @@ mod tests {
         assert_eq!(maildir.list().unwrap(), []);
         maildir.remove(&listed).unwrap();
         assert_eq!(maildir.open(&listed[0]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn many_moved_messages_are_removed_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(folder.path(), "joe");
+        maildir.create().unwrap();
+        for number in 0..20 {
+            fs::write(maildir.root.join(format!("new/{number}.a,S=2,W=3")), "x\n").unwrap();
+        }
+        let listed = maildir.list().unwrap();
+        for (number, flags) in [":2,", ":2,S", ":2,RS", ":2,FST", ""].into_iter().enumerate() {
+            let (from, to) = (format!("new/{number}.a,S=2,W=3"), format!("cur/{number}.a,S=2,W=3{flags}"));
+            fs::rename(maildir.root.join(from), maildir.root.join(to)).unwrap();
+        }
+        fs::remove_file(maildir.root.join("new/7.a,S=2,W=3")).unwrap();
+        maildir.remove(&listed[..10]).unwrap();
+        let left: Vec<_> = maildir.list().unwrap().iter().map(|entry| entry.arrival.0).collect();
+        assert_eq!(left, (10..20).collect::<Vec<_>>());
+        assert_eq!(maildir.usage().unwrap(), Usage { bytes: 20, messages: 10 });
+    }
+
+    #[test]
+    fn a_stamp_tells_every_change_once_it_is_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(folder.path(), "joe");
+        let missing = maildir.stamp().unwrap();
+        assert!(missing.is_settled(0));
+        maildir.create().unwrap();
+        let made = maildir.stamp().unwrap();
+        assert_ne!(made, missing);
+        assert!(!made.is_settled(crate::rt::unix_ms()));
+        assert!(made.is_settled(crate::rt::unix_ms() + 2 * STAMP_STEP_MS as u64));
+        // A moment in which the file system's clock moves on.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::write(maildir.root.join("cur/1.a:2,"), "x\n").unwrap();
+        assert_ne!(maildir.stamp().unwrap(), made);
+    }
+
+    #[test]
+    fn sizes_that_are_known_are_not_measured_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::of_user(folder.path(), "joe");
+        maildir.create().unwrap();
+        fs::write(maildir.root.join("new/1.a"), "x\n").unwrap();
+        let mut known = maildir.list().unwrap();
+        assert_eq!(known[0].size, 3);
+        // A size that only the earlier listing can have told.
+        known[0].size = 77;
+        fs::rename(maildir.root.join("new/1.a"), maildir.root.join("cur/1.a:2,S")).unwrap();
+        fs::write(maildir.root.join("new/2.a"), "x\n").unwrap();
+        let sizes: Vec<u64> = maildir.list_knowing(&known).unwrap().iter().map(|entry| entry.size).collect();
+        assert_eq!(sizes, [77, 3]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! For tests of this module and of its users.
 
-use crate::config::Mailboxes;
+use super::policy::{Quota, Retention};
+use crate::config::{Mailboxes, OverQuota};
 use std::path::Path;
 
 /// A configuration for `localhost` with everything in one folder.
@@ -10,5 +11,8 @@ pub(crate) fn mailboxes(folder: &Path) -> Mailboxes {
         users_file: folder.join("users"),
         aliases_file: folder.join("aliases"),
         mail_dir: folder.join("mail"),
+        quota: Quota::default(),
+        over_quota: OverQuota::default(),
+        retention: Retention::default(),
     }
 }

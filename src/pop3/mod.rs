@@ -1,6 +1,10 @@
-//! POP3: the session core without I/O ([`session`]), what RETR sends ([`wire`]), locked mailboxes ([`maildrop`]), and the
-//! shard that serves sessions and delivers into mailboxes ([`run()`]).
+//! POP3: the session core without I/O ([`session`]), what RETR sends ([`wire`]), what mailboxes hold ([`listing`]) and who
+//! has which ([`maildrop`]), messages read ahead ([`fetch`]), and the shard that serves sessions and delivers into mailboxes
+//! ([`run()`]).
 
+mod driver;
+pub mod fetch;
+pub mod listing;
 pub mod maildrop;
 pub mod run;
 pub mod session;

@@ -5,35 +5,31 @@
 //! Stop order: on [`ToMailbox::Stop`] it stops accepting, ends sessions between two commands (they remove nothing, as
 //! after any lost connection), lets commands that run and deliveries end for at most the configured time, and returns.
 
-use super::maildrop::{Lock, Locks, Maildrop};
-use super::session::{Action, Login, MaildropError, Message, MessageIndex, Session, SessionConfig};
-use super::wire::Encoder;
+use super::driver::Driver;
+use super::fetch::AheadBytes;
+use super::listing::Listings;
+use super::maildrop::{Locks, LoginTimes};
+use super::session::{Session, SessionConfig};
 use crate::bus::{ToMailbox, ToScheduler};
-use crate::config::{Config, Pop3Listener};
+use crate::config::{Config, Mailboxes, Pop3Listener, Pop3Sessions, TlsMode};
 use crate::mailbox::deliver::{Deliverer, MessageReader, Place};
-use crate::mailbox::maildir::{Entry, Maildir};
-use crate::mailbox::{AuthResult, Authenticator, DirectoryHandle};
-use crate::rt::{self, HelperPool, Receiver, Sender, Stream, TaskGroup, TcpListener};
+use crate::mailbox::maildir::Maildir;
+use crate::mailbox::policy::Retention;
+use crate::mailbox::{Authenticator, DirectoryHandle};
+use crate::rt::{self, HelperPool, Receiver, Sender, TaskGroup, TcpListener, TcpStream};
+use crate::sasl::ChannelBindings;
 use crate::tls::TlsAcceptor;
-use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, Read};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A session without a command for this long ends (RFC 1939 section 3: at least 10 minutes).
-const AUTO_LOGOUT: Duration = Duration::from_secs(600);
-/// A TLS handshake takes at most this long.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Octets read from a client, and from a message file, at once.
-const INPUT_BYTES: usize = 4 << 10;
-const CHUNK_BYTES: usize = 64 << 10;
-/// Output is collected up to this before it is written.
-const FLUSH_BYTES: usize = 32 << 10;
+/// How often mailboxes are looked through for messages whose time is over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3_600);
 /// How often a stop looks whether sessions have come to rest.
 const STOP_TICK: Duration = Duration::from_millis(20);
 
@@ -66,8 +62,10 @@ pub struct PopContext<R> {
 pub struct PopSettings {
     /// Our name in the greeting and in file names.
     pub hostname: String,
-    /// Folder of the Maildirs.
-    pub mail_dir: PathBuf,
+    /// Where mailboxes are, and what they may hold.
+    pub mailboxes: Mailboxes,
+    /// Rules of sessions.
+    pub sessions: Pop3Sessions,
     /// Sessions at once.
     pub sessions_max: usize,
     /// Time that a stop waits for commands and deliveries that run.
@@ -78,7 +76,8 @@ impl From<&Config> for PopSettings {
     fn from(config: &Config) -> PopSettings {
         PopSettings {
             hostname: config.hostname.clone(),
-            mail_dir: config.mailboxes.mail_dir.clone(),
+            mailboxes: config.mailboxes.clone(),
+            sessions: config.pop3_sessions.clone(),
             sessions_max: config.limits.sessions_max,
             stop_timeout: config.limits.stop_timeout,
         }
@@ -142,16 +141,22 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
         tls,
         counts,
     } = context;
-    let place = Place { mail_dir: settings.mail_dir.clone(), hostname: settings.hostname.clone() };
-    let deliverer = Deliverer::new(reader, directory, place, writes.clone(), to_scheduler);
+    let place = Place { mail_dir: settings.mailboxes.mail_dir.clone(), hostname: settings.hostname.clone() };
+    let deliverer = Deliverer::new(reader, directory.clone(), place, writes.clone(), to_scheduler);
     let shard = Rc::new(Shard {
         settings,
+        directory,
         authenticator,
         reads,
         writes,
         tls,
         counts,
         locks: Locks::default(),
+        login_times: LoginTimes::default(),
+        listings: Listings::default(),
+        ahead: AheadBytes::default(),
+        by_client: RefCell::default(),
+        greetings: Cell::new(0),
         busy: Cell::new(0),
         stopping: Cell::new(false),
         sessions: TaskGroup::default(),
@@ -160,6 +165,7 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
     for index in 0..listeners.len() {
         rt::spawn(accept(shard.clone(), listeners.clone(), index));
     }
+    rt::spawn(sweep(shard.clone()));
     while let Some(ToMailbox::Deliver(job)) = mailbox_rx.recv().await {
         deliverer.deliver(job);
     }
@@ -173,17 +179,26 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
     }
 }
 
-struct Shard {
-    settings: PopSettings,
-    authenticator: Authenticator,
-    reads: HelperPool,
-    writes: HelperPool,
-    tls: Vec<Option<TlsAcceptor>>,
-    counts: Arc<PopCounts>,
-    locks: Locks,
+/// What all sessions share.
+pub(super) struct Shard {
+    pub settings: PopSettings,
+    pub directory: DirectoryHandle,
+    pub authenticator: Authenticator,
+    pub reads: HelperPool,
+    pub writes: HelperPool,
+    pub tls: Vec<Option<TlsAcceptor>>,
+    pub counts: Arc<PopCounts>,
+    pub locks: Locks,
+    pub login_times: LoginTimes,
+    pub listings: Listings,
+    pub ahead: AheadBytes,
+    /// Open sessions of each client, see [`client_key`].
+    by_client: RefCell<HashMap<IpAddr, usize>>,
+    /// Greetings given, for timestamps that are never the same.
+    greetings: Cell<u64>,
     /// Sessions that are not waiting for their client's next command.
     busy: Cell<usize>,
-    stopping: Cell<bool>,
+    pub stopping: Cell<bool>,
     sessions: TaskGroup,
 }
 
@@ -202,56 +217,154 @@ async fn accept(shard: Rc<Shard>, listeners: Rc<Vec<BoundListener>>, index: usiz
         if shard.stopping.get() {
             return;
         }
-        let session = if shard.sessions.running() < shard.settings.sessions_max {
-            add(&shard.counts.sessions_total, 1);
-            let config = SessionConfig {
-                login_without_tls: bound.config.auth_without_tls,
-                tls_available: shard.tls[index].is_some(),
-            };
-            Session::new(config, &shard.settings.hostname)
-        } else {
-            add(&shard.counts.sessions_refused, 1);
-            Session::refused("[SYS/TEMP] too many sessions, try again later")
-        };
-        let shard = shard.clone();
-        shard.sessions.clone().spawn(async move {
-            add(&shard.counts.sessions, 1);
-            let _open = Open(shard.counts.clone());
-            let mut driver = Driver {
-                busy: Busy::new(&shard),
-                shard,
-                stream: Some(stream.into()),
-                peer,
-                listener: index,
-                session,
-                output: Vec::new(),
-                maildrop: None,
-            };
-            // However the connection ended, there is nothing left to say on it.
-            let _ = driver.drive().await;
-            if let Some(stream) = driver.stream.take() {
-                let _ = stream.close().await;
+        let (shard, config) = (shard.clone(), bound.config.clone());
+        shard.sessions.clone().spawn(async move { shard.serve(stream, peer, index, &config).await });
+    }
+}
+
+/// Removes messages whose time is over, also where nobody comes to fetch the rest.
+async fn sweep(shard: Rc<Shard>) {
+    loop {
+        rt::sleep(SWEEP_INTERVAL).await;
+        if shard.stopping.get() {
+            return;
+        }
+        let directory = shard.directory.current().await;
+        for user in directory.users().iter().map(|user| user.name.shared()) {
+            let Some(before) = shard.expired_before(shard.retention_of(&user)) else { continue };
+            // A session that is open keeps what it was shown; the next sweep comes.
+            let Some(_lock) = shard.locks.take(&user) else { continue };
+            let (listings, maildir) = (shard.listings.clone(), shard.maildir(&user));
+            let owner = user.clone();
+            let swept = shard.writes.run(move || listings.open(&owner, maildir, Some(before)).map(drop)).await;
+            if let Err(error) = swept.map_err(io::Error::other).flatten() {
+                tracing::warn!("old messages of {user} were not removed: {error}");
             }
-        });
+        }
+    }
+}
+
+/// Sessions of one IPv4 address, or of one IPv6 network of 64 bits, count together.
+fn client_key(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+    }
+}
+
+impl Shard {
+    async fn serve(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, index: usize, config: &Pop3Listener) {
+        let open = match OpenSession::enter(self, peer) {
+            Ok(open) => open,
+            Err(why) => {
+                add(&self.counts.sessions_refused, 1);
+                // Under implicit TLS the client cannot read this; the end it sees.
+                let session = Session::refused(why);
+                return Driver::new(self, Busy::new(self), stream.into(), peer, index, session).run().await;
+            }
+        };
+        let busy = Busy::new(self);
+        let hostname = &self.settings.hostname;
+        let session = if config.tls.mode == TlsMode::Implicit {
+            let Some(acceptor) = &self.tls[index] else { return };
+            let Ok(stream) = Driver::handshake(stream.into(), acceptor).await else { return };
+            let bindings = stream.channel_bindings();
+            let session = Session::under_tls(self.session_config(index, config), hostname, bindings);
+            Driver::new(self, busy, stream, peer, index, session)
+        } else {
+            let session = Session::new(self.session_config(index, config), hostname);
+            Driver::new(self, busy, stream.into(), peer, index, session)
+        };
+        session.run().await;
+        drop(open);
+    }
+
+    fn session_config(&self, index: usize, config: &Pop3Listener) -> SessionConfig {
+        let sessions = &self.settings.sessions;
+        let directory = self.directory.snapshot();
+        SessionConfig {
+            login_without_tls: config.auth_without_tls,
+            tls_available: self.tls[index].is_some(),
+            scram: self.authenticator.offer(&ChannelBindings::default()).scram,
+            apop_timestamp: sessions.apop.then(|| self.apop_timestamp()),
+            retention: self.settings.mailboxes.retention,
+            retention_varies: directory.users().iter().any(|user| user.retention.is_some()),
+            login_delay: sessions.login_delay.as_secs(),
+        }
+    }
+
+    /// `msg-id` of RFC 822: process, time and a number make it unique.
+    fn apop_timestamp(&self) -> String {
+        let number = self.greetings.get();
+        self.greetings.set(number + 1);
+        format!("<{}.{}.{number}@{}>", std::process::id(), rt::unix_ms(), self.settings.hostname)
+    }
+
+    /// The mailbox of a user.
+    pub fn maildir(&self, user: &str) -> Maildir {
+        Maildir::of_user(&self.settings.mailboxes.mail_dir, user)
+    }
+
+    /// How long messages of a user stay.
+    pub fn retention_of(&self, user: &str) -> Retention {
+        let own = self.directory.snapshot().users().find(user).and_then(|user| user.retention);
+        own.unwrap_or(self.settings.mailboxes.retention)
+    }
+
+    /// Messages that came before this (seconds since the UNIX epoch) are over their time.
+    pub fn expired_before(&self, retention: Retention) -> Option<u64> {
+        match retention {
+            Retention::Days(days) => Some((rt::unix_ms() / 1_000).saturating_sub(u64::from(days) * 86_400)),
+            Retention::Keep | Retention::Retrieved => None,
+        }
+    }
+}
+
+/// One session in the counts of open ones.
+struct OpenSession {
+    shard: Rc<Shard>,
+    client: IpAddr,
+}
+
+impl OpenSession {
+    fn enter(shard: &Rc<Shard>, peer: SocketAddr) -> Result<OpenSession, &'static str> {
+        if shard.sessions.running() > shard.settings.sessions_max {
+            return Err("[SYS/TEMP] too many sessions, try again later");
+        }
+        let client = client_key(peer.ip());
+        let mut by_client = shard.by_client.borrow_mut();
+        let open = by_client.entry(client).or_insert(0);
+        if *open >= shard.settings.sessions.per_client_max {
+            return Err("[SYS/TEMP] too many sessions of this client, try again later");
+        }
+        *open += 1;
+        add(&shard.counts.sessions, 1);
+        add(&shard.counts.sessions_total, 1);
+        Ok(OpenSession { shard: shard.clone(), client })
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        let counts = &self.shard.counts;
+        counts.sessions.store(counts.sessions.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        let mut by_client = self.shard.by_client.borrow_mut();
+        if let Some(open) = by_client.get_mut(&self.client) {
+            *open -= 1;
+            if *open == 0 {
+                by_client.remove(&self.client);
+            }
+        }
     }
 }
 
 /// Totals have one writer: a load and a store.
-fn add(total: &AtomicU64, count: u64) {
+pub(super) fn add(total: &AtomicU64, count: u64) {
     total.store(total.load(Ordering::Relaxed) + count, Ordering::Relaxed);
 }
 
-/// One session in the count of open ones.
-struct Open(Arc<PopCounts>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.sessions.store(self.0.sessions.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-    }
-}
-
 /// One session in the count of busy ones.
-struct Busy(Rc<Shard>);
+pub(super) struct Busy(Rc<Shard>);
 
 impl Busy {
     fn new(shard: &Rc<Shard>) -> Busy {
@@ -259,7 +372,7 @@ impl Busy {
         Busy(shard.clone())
     }
 
-    fn set_waiting(&self, waiting: bool) {
+    pub fn set_waiting(&self, waiting: bool) {
         let busy = self.0.busy.get();
         self.0.busy.set(if waiting { busy - 1 } else { busy + 1 });
     }
@@ -269,210 +382,6 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.set_waiting(true);
     }
-}
-
-/// One connection: reads, feeds the core, does what it asks, writes.
-struct Driver {
-    shard: Rc<Shard>,
-    busy: Busy,
-    /// `None` only while a TLS handshake has it, or after one failed.
-    stream: Option<Stream>,
-    peer: SocketAddr,
-    /// Index of the listener that it came by.
-    listener: usize,
-    session: Session,
-    output: Vec<u8>,
-    /// From a login to the end of the session; the lock is freed with it.
-    maildrop: Option<(Maildrop, Lock)>,
-}
-
-impl Driver {
-    async fn drive(&mut self) -> io::Result<()> {
-        let mut input = vec![0; INPUT_BYTES];
-        let mut unread = 0..0;
-        loop {
-            self.session.poll_output(&mut self.output);
-            if self.output.len() >= FLUSH_BYTES {
-                self.flush().await?;
-            }
-            match self.session.poll_action() {
-                Some(Action::Close) => return self.flush().await,
-                Some(Action::StartTls) => {
-                    unread = 0..0;
-                    self.start_tls().await?;
-                    continue;
-                }
-                Some(action) => {
-                    self.act(action).await?;
-                    continue;
-                }
-                None => {}
-            }
-            if !unread.is_empty() {
-                unread.start += self.session.handle_input(&input[unread.clone()]);
-                continue;
-            }
-            if self.session.is_listing() {
-                continue;
-            }
-            self.flush().await?;
-            if self.shard.stopping.get() {
-                return Ok(());
-            }
-            let read = self.read(&mut input).await?;
-            if read == 0 {
-                return Ok(());
-            }
-            unread = 0..read;
-        }
-    }
-
-    async fn read(&mut self, input: &mut [u8]) -> io::Result<usize> {
-        let stream = connected(&mut self.stream)?;
-        stream.set_deadline(rt::now() + AUTO_LOGOUT);
-        self.busy.set_waiting(true);
-        let read = stream.read(input).await;
-        self.busy.set_waiting(false);
-        read
-    }
-
-    async fn flush(&mut self) -> io::Result<()> {
-        if self.output.is_empty() {
-            return Ok(());
-        }
-        let stream = connected(&mut self.stream)?;
-        // Every piece has its time: a client that takes none of it is gone.
-        stream.set_deadline(rt::now() + AUTO_LOGOUT);
-        stream.write_all(&self.output).await?;
-        add(&self.shard.counts.sent_bytes, self.output.len() as u64);
-        self.output.clear();
-        Ok(())
-    }
-
-    async fn start_tls(&mut self) -> io::Result<()> {
-        self.flush().await?;
-        let stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
-        let acceptor = self.shard.tls[self.listener].as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        stream.set_deadline(rt::now() + HANDSHAKE_TIMEOUT);
-        self.stream = Some(stream.start_tls_server(acceptor).await?);
-        self.session.handle_tls();
-        Ok(())
-    }
-
-    async fn act(&mut self, action: Action) -> io::Result<()> {
-        match action {
-            Action::Authenticate { username, password } => self.authenticate(&username, &password).await,
-            Action::OpenMaildrop { user } => {
-                let opened = self.open_maildrop(&user).await;
-                self.session.handle_maildrop(opened);
-            }
-            Action::Retrieve { message, body_lines } => self.retrieve(message, body_lines).await?,
-            Action::Update { deleted } => {
-                let removed = self.update(deleted).await;
-                // Free before the client hears of the end: its next session may already be on its way.
-                self.maildrop = None;
-                self.session.handle_updated(removed);
-            }
-            Action::StartTls | Action::Close => panic!("done by the caller"),
-        }
-        Ok(())
-    }
-
-    async fn authenticate(&mut self, username: &str, password: &[u8]) {
-        let login = match self.shard.authenticator.verify(username, password).await {
-            AuthResult::Accepted(user) => {
-                add(&self.shard.counts.logins, 1);
-                Login::Accepted(user)
-            }
-            AuthResult::Rejected => {
-                add(&self.shard.counts.login_failures, 1);
-                tracing::warn!(client = %self.peer.ip(), user = ?username, "POP3 login rejected");
-                Login::Rejected
-            }
-            AuthResult::Busy => Login::Unavailable,
-        };
-        self.session.handle_login(login);
-    }
-
-    async fn open_maildrop(&mut self, user: &Arc<str>) -> Result<Vec<Message>, MaildropError> {
-        let lock = self.shard.locks.take(user).ok_or(MaildropError::InUse)?;
-        let maildir = Maildir::of_user(&self.shard.settings.mail_dir, user);
-        let listed = self.shard.reads.run(move || Maildrop::open(maildir)).await;
-        let listed = listed.map_err(io::Error::other).flatten();
-        let (maildrop, messages) = listed.map_err(|error| {
-            tracing::error!("the mailbox of {user} cannot be listed: {error}");
-            MaildropError::Unavailable
-        })?;
-        self.maildrop = Some((maildrop, lock));
-        Ok(messages)
-    }
-
-    async fn retrieve(&mut self, message: MessageIndex, body_lines: Option<u64>) -> io::Result<()> {
-        let (maildrop, _) = self.maildrop.as_ref().expect("the core retrieves only in a transaction");
-        let (maildir, entry) = (maildrop.maildir.clone(), maildrop.entries[message].clone());
-        let opened = self.shard.reads.run(move || read_first(&maildir, &entry)).await;
-        let (mut file, mut chunk) = match opened.map_err(io::Error::other).flatten() {
-            Ok(opened) => opened,
-            Err(error) => {
-                tracing::error!("message {:?} cannot be read: {error}", maildrop.entries[message].name);
-                self.session.handle_retrieval(false);
-                return Ok(());
-            }
-        };
-        self.session.handle_retrieval(true);
-        self.session.poll_output(&mut self.output);
-        let mut encoder = body_lines.map_or_else(Encoder::whole, Encoder::top);
-        loop {
-            encoder.encode(&chunk, &mut self.output);
-            if chunk.len() < CHUNK_BYTES || encoder.is_complete() {
-                break;
-            }
-            self.flush().await?;
-            // An error from here on can only be said by ending the connection: the client sees a message without end.
-            (file, chunk) = self.shard.reads.run(move || read_next(file)).await.map_err(io::Error::other)??;
-        }
-        encoder.finish(&mut self.output);
-        self.session.handle_retrieved();
-        if body_lines.is_none() {
-            add(&self.shard.counts.retrieved, 1);
-        }
-        Ok(())
-    }
-
-    /// Removes what the client marked, durably; whether all of it is gone.
-    async fn update(&mut self, deleted: Vec<MessageIndex>) -> bool {
-        if deleted.is_empty() {
-            return true;
-        }
-        let (maildrop, _) = self.maildrop.as_ref().expect("the core updates only after a transaction");
-        let (maildir, entries, count) = (maildrop.maildir.clone(), maildrop.entries.clone(), deleted.len() as u64);
-        let removed = self.shard.writes.run(move || maildir.remove(deleted.iter().map(|&index| &entries[index]))).await;
-        match removed.map_err(io::Error::other).flatten() {
-            Ok(()) => {
-                add(&self.shard.counts.removed, count);
-                true
-            }
-            Err(error) => {
-                tracing::error!("{count} messages were not all removed: {error}");
-                false
-            }
-        }
-    }
-}
-
-fn connected(stream: &mut Option<Stream>) -> io::Result<&mut Stream> {
-    stream.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
-}
-
-/// Opens a message and reads its first chunk; a chunk shorter than [`CHUNK_BYTES`] is the last.
-fn read_first(maildir: &Maildir, entry: &Entry) -> io::Result<(File, Vec<u8>)> {
-    read_next(maildir.open(entry)?)
-}
-
-fn read_next(file: File) -> io::Result<(File, Vec<u8>)> {
-    let mut chunk = Vec::new();
-    (&file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
-    Ok((file, chunk))
 }
 
 #[cfg(test)]
@@ -556,7 +465,8 @@ mod tests {
         let context = PopContext {
             settings: PopSettings {
                 hostname: "mx.example.com".into(),
-                mail_dir: mailboxes.mail_dir,
+                mailboxes,
+                sessions: Pop3Sessions::default(),
                 sessions_max: 2,
                 stop_timeout: Duration::from_secs(10),
             },

@@ -50,6 +50,15 @@ pub enum Evidence {
     },
 }
 
+impl Evidence {
+    /// The name that was given.
+    pub fn username(&self) -> &str {
+        match self {
+            Evidence::Password { username, .. } | Evidence::Scram { username, .. } => username,
+        }
+    }
+}
+
 impl std::fmt::Debug for Evidence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -1,23 +1,33 @@
 //! The session core against a driver in memory: conversations, and every split of their input.
 
 use super::*;
+use crate::sasl::client::Client;
+use crate::sasl::{self, Mechanism};
 
-const OPEN: SessionConfig = SessionConfig { login_without_tls: true, tls_available: false };
+/// Logins without TLS, which there is none.
+fn open() -> SessionConfig {
+    SessionConfig { login_without_tls: true, scram: true, ..SessionConfig::default() }
+}
 
 /// Answers the actions of a session: user joe, password secret, three messages.
 struct World {
     session: Session,
     output: Vec<u8>,
     removed: Option<Vec<MessageIndex>>,
-    maildrop: Result<Vec<Message>, MaildropError>,
+    maildrop: Result<OpenedMaildrop, MaildropError>,
     login: Option<Login>,
-    readable: bool,
+    readable: Result<(), RetrievalError>,
     update_works: bool,
     closed: bool,
+    keys: ScramKeys,
 }
 
 fn messages() -> Vec<Message> {
     [(10, "a"), (200, "b"), (3000, "c")].map(|(size, id)| Message { size, unique_id: id.into() }).into()
+}
+
+fn opened(messages: Vec<Message>) -> OpenedMaildrop {
+    OpenedMaildrop { messages: messages.into(), retention: Retention::Keep }
 }
 
 impl World {
@@ -26,11 +36,12 @@ impl World {
             session: Session::new(config, "mx"),
             output: Vec::new(),
             removed: None,
-            maildrop: Ok(messages()),
+            maildrop: Ok(opened(messages())),
             login: None,
-            readable: true,
+            readable: Ok(()),
             update_works: true,
             closed: false,
+            keys: ScramKeys::derive("secret", b"salt", 4096.try_into().unwrap()).unwrap(),
         }
     }
 
@@ -48,11 +59,17 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Authenticate { username, password } => {
-                let right = username == "joe" && password == b"secret";
-                let checked = if right { Login::Accepted("joe".into()) } else { Login::Rejected };
-                self.session.handle_login(self.login.clone().unwrap_or(checked));
+            Action::Authenticate(evidence) => {
+                let right = match evidence {
+                    Evidence::Password { username, password } => username == "joe" && password == b"secret",
+                    Evidence::Scram { username, proven } => username == "joe" && proven,
+                };
+                self.check_login(right);
             }
+            Action::AuthenticateApop { username, digest } => {
+                self.check_login(username == "joe" && digest == [0xab; 16]);
+            }
+            Action::FindScramKeys { .. } => self.session.handle_scram_keys(self.keys.clone(), "servernonce"),
             Action::OpenMaildrop { user } => {
                 assert_eq!(&*user, "joe");
                 self.session.handle_maildrop(self.maildrop.clone());
@@ -60,7 +77,7 @@ impl World {
             Action::Retrieve { message, body_lines } => {
                 self.session.handle_retrieval(self.readable);
                 self.session.poll_output(&mut self.output);
-                if self.readable {
+                if self.readable.is_ok() {
                     write!(self.output, "message {message} {body_lines:?}\r\n.\r\n").unwrap();
                     self.session.handle_retrieved();
                 }
@@ -69,9 +86,14 @@ impl World {
                 self.removed = Some(deleted);
                 self.session.handle_updated(self.update_works);
             }
-            Action::StartTls => self.session.handle_tls(),
+            Action::StartTls => self.session.handle_tls(bindings()),
             Action::Close => self.closed = true,
         }
+    }
+
+    fn check_login(&mut self, right: bool) {
+        let checked = if right { Login::Accepted("joe".into()) } else { Login::Rejected };
+        self.session.handle_login(self.login.clone().unwrap_or(checked));
     }
 
     /// Gives the pieces in order, each as often as it takes until it is used up or the session is over.
@@ -93,9 +115,16 @@ impl World {
     }
 }
 
+fn bindings() -> ChannelBindings {
+    ChannelBindings { tls_exporter: Some([7; 32]), tls_server_end_point: None }
+}
+
 fn check(input: &str, expected: &str) {
     let input = input.replace('\n', "\r\n");
-    assert_eq!(World::new(OPEN).talk(&input).replace("\r\n", "\n"), format!("+OK mx ringmail POP3 ready\n{expected}"));
+    assert_eq!(
+        World::new(open()).talk(&input).replace("\r\n", "\n"),
+        format!("+OK mx ringmail POP3 ready\n{expected}")
+    );
 }
 
 fn check_in_transaction(input: &str, expected: &str) {
@@ -165,13 +194,13 @@ fn failed_logins() {
     check("USER ann\nPASS secret\n", &format!("+OK send PASS\n{refused}"));
     // A password is everything after one space.
     check("USER joe\nPASS  secret\n", &format!("+OK send PASS\n{refused}"));
-    let mut world = World::new(OPEN);
+    let mut world = World::new(open());
     world.talk("USER joe\r\nPASS x\r\nUSER joe\r\nPASS x\r\n");
     assert!(!world.closed);
     world.talk("USER joe\r\nPASS x\r\nUSER joe\r\nPASS secret\r\n");
     assert!(world.closed && world.session.is_closed());
 
-    let mut world = World::new(OPEN);
+    let mut world = World::new(open());
     world.login = Some(Login::Unavailable);
     assert!(
         world
@@ -183,56 +212,187 @@ fn failed_logins() {
     assert!(world.talk("USER joe\r\nPASS secret\r\n").ends_with("-ERR [IN-USE] another session has this maildrop\r\n"));
     world.maildrop = Err(MaildropError::Unavailable);
     assert!(world.talk("USER joe\r\nPASS secret\r\n").ends_with("-ERR [SYS/TEMP] the maildrop cannot be read now\r\n"));
-    world.maildrop = Ok(Vec::new());
+    world.maildrop = Err(MaildropError::LoginDelay);
+    assert!(
+        world.talk("USER joe\r\nPASS secret\r\n").ends_with("-ERR [LOGIN-DELAY] the last login was a moment ago\r\n")
+    );
+    world.maildrop = Ok(opened(Vec::new()));
     assert!(world.talk("USER joe\r\nPASS secret\r\nLIST\r\n").ends_with("+OK 0 messages (0 octets)\r\n.\r\n"));
 }
 
 #[test]
-fn sasl() {
-    let plain = BASE64.encode("\0joe\0secret");
+fn sasl_with_passwords() {
+    let plain = sasl::encode(b"\0joe\0secret");
     let opened = "+OK maildrop has 3 messages (3210 octets)\n";
+    let refused = "-ERR [AUTH] invalid user name or password\n";
     check(&format!("AUTH PLAIN {plain}\n"), opened);
     check(&format!("auth plain\n{plain}\n"), &format!("+ \n{opened}"));
-    check(&format!("AUTH PLAIN {}\n", BASE64.encode("joe\0joe\0secret")), opened);
+    check(&format!("AUTH PLAIN {}\n", sasl::encode(b"joe\0joe\0secret")), opened);
     check("AUTH LOGIN\nam9l\nc2VjcmV0\n", &format!("+ VXNlcm5hbWU6\n+ UGFzc3dvcmQ6\n{opened}"));
     check("AUTH LOGIN am9l\nc2VjcmV0\n", &format!("+ UGFzc3dvcmQ6\n{opened}"));
-    check("AUTH\n", "+OK\nPLAIN\nLOGIN\n.\n");
+    check(&format!("AUTH PLAIN {}\n", sasl::encode(b"\0joe\0wrong")), refused);
+    check("AUTH\n", "+OK mechanisms follow\nSCRAM-SHA-256\nPLAIN\nLOGIN\n.\n");
     check("AUTH CRAM-MD5\n", "-ERR this mechanism is not supported\n");
-    check("AUTH PLAIN\n*\nQUIT\n", "+ \n-ERR cancelled\n+OK bye\n");
-    check("AUTH PLAIN =\n", "-ERR this is no response of the mechanism PLAIN\n");
+    check("AUTH SCRAM-SHA-256-PLUS\n", "-ERR this mechanism is not supported\n");
+    check("AUTH PLAIN\n*\nQUIT\n", "+ \n-ERR the exchange was cancelled\n+OK bye\n");
+    check("AUTH PLAIN =\n", "-ERR this is no response of this mechanism\n");
     check("AUTH PLAIN a\n", "-ERR this is not base64\n");
+    check(&format!("AUTH PLAIN {plain} x\n"), "-ERR AUTH takes a mechanism and an initial response\n");
     for bad in ["ann\0joe\0secret", "\0joe", "joe", "\0\0secret", "\0joe\0secret\0", "\0joe\0sec\0ret"] {
-        check(&format!("AUTH PLAIN {}\n", BASE64.encode(bad)), "-ERR this is no response of the mechanism PLAIN\n");
+        let line = format!("AUTH PLAIN {}\n", sasl::encode(bad.as_bytes()));
+        check(&line, "-ERR this is no response of this mechanism\n");
     }
-    check(&format!("AUTH PLAIN\n{}\nQUIT\n", "A".repeat(5_000)), "+ \n-ERR the line is too long\n+OK bye\n");
+    // A response may be longer than a command, with the command and after it.
+    let long = sasl::encode(format!("\0joe\0{}", "x".repeat(1_000)).as_bytes());
+    check(&format!("AUTH PLAIN {long}\n"), refused);
+    check(&format!("AUTH PLAIN\n{long}\n"), &format!("+ \n{refused}"));
+    check(&format!("AUTH PLAIN\n{}\nQUIT\n", "A".repeat(20_000)), "+ \n-ERR the line is too long\n+OK bye\n");
+    check(&format!("AUTH PLAIN {}\nQUIT\n", "A".repeat(20_000)), "-ERR the line is too long\n+OK bye\n");
+}
+
+/// Logs in by SCRAM, giving the first response with the command or after it.
+fn scram(world: &mut World, mechanism: &str, password: &str, initially: bool) -> String {
+    let (mut client, first) = Client::begin(Mechanism::ScramSha256, "joe", password, "abc").unwrap();
+    let first = sasl::encode(&first.unwrap());
+    world.talk("");
+    let mut reply = if initially {
+        world.talk(&format!("AUTH {mechanism} {first}\r\n"))
+    } else {
+        assert_eq!(world.talk(&format!("AUTH {mechanism}\r\n")), "+ \r\n");
+        world.talk(&format!("{first}\r\n"))
+    };
+    while let Some(challenge) = reply.strip_prefix("+ ") {
+        let challenge = sasl::decode(challenge.trim_end().as_bytes()).unwrap();
+        reply = world.talk(&format!("{}\r\n", sasl::encode(&client.respond(&challenge).unwrap())));
+    }
+    assert_eq!(client.accepted().is_ok(), reply.starts_with("+OK"), "both believe the same");
+    reply
+}
+
+#[test]
+fn sasl_with_scram() {
+    for initially in [true, false] {
+        let mut world = World::new(open());
+        assert!(scram(&mut world, "SCRAM-SHA-256", "wrong", initially).starts_with("-ERR [AUTH]"));
+        assert!(scram(&mut world, "scram-sha-256", "secret", initially).starts_with("+OK maildrop"));
+    }
+    let mut world = World::new(SessionConfig { scram: false, ..open() });
+    assert!(world.talk("AUTH SCRAM-SHA-256\r\n").ends_with("-ERR this mechanism is not supported\r\n"));
+}
+
+#[test]
+fn a_downgrade_of_scram_is_noticed() {
+    let mut world = World::new(SessionConfig { tls_available: true, ..open() });
+    world.talk("STLS\r\n");
+    assert!(world.talk("CAPA\r\n").contains("SASL SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN LOGIN\r\n"));
+    // "y": the client could bind, and somebody took PLUS out of the list.
+    let first = sasl::encode(b"y,,n=joe,r=abc");
+    assert_eq!(
+        world.talk(&format!("AUTH SCRAM-SHA-256 {first}\r\n")),
+        "-ERR [AUTH] the channel binding does not fit\r\n"
+    );
+    let first = sasl::encode(b"p=tls-exporter,,n=joe,r=abc");
+    assert!(world.talk(&format!("AUTH SCRAM-SHA-256-PLUS {first}\r\n")).starts_with("+ "));
+}
+
+#[test]
+fn apop() {
+    let config = SessionConfig { apop_timestamp: Some("<1.2@mx>".into()), ..SessionConfig::default() };
+    let digest = "ab".repeat(16);
+    let talk = |input: &str| World::new(config.clone()).talk(&format!("{input}\r\n"));
+    let greeting = "+OK mx ringmail POP3 ready <1.2@mx>\r\n";
+    // The secret does not travel, so that it may be used where passwords may not.
+    assert_eq!(talk(&format!("APOP joe {digest}")), format!("{greeting}+OK maildrop has 3 messages (3210 octets)\r\n"));
+    assert!(talk(&format!("apop ann {digest}")).ends_with("-ERR [AUTH] invalid user name or password\r\n"));
+    for bad in ["APOP", "APOP joe", &format!("APOP joe {}", &digest[1..]), &format!("APOP joe +{}", &digest[1..])] {
+        assert!(talk(bad).contains("-ERR APOP needs a name"), "{bad}");
+    }
+    assert!(talk("USER joe").ends_with("-ERR login needs TLS: use STLS first\r\n"));
+}
+
+#[test]
+fn languages_and_utf8() {
+    check("LANG\n", "+OK languages follow\nen English\ni-default English\n.\n");
+    check("LANG EN\nLANG *\n", "+OK en replies are in English\n+OK en replies are in English\n");
+    check("LANG i-default\n", "+OK i-default replies are in English\n");
+    check("LANG fr\n", "-ERR this language is not supported\n");
+    check_in_transaction("LANG en-GB\n", "+OK en replies are in English\n");
+    check("UTF8\nUSER joe\n", "+OK UTF8 enabled\n+OK send PASS\n");
+    check("UTF8 x\n", "-ERR UTF8 takes no argument\n");
+    check_in_transaction("UTF8\n", "-ERR UTF8 comes before the login\n");
 }
 
 #[test]
 fn capabilities_depend_on_tls() {
     let capa = |world: &mut World| -> Vec<String> { world.talk("CAPA\r\n").lines().map(str::to_owned).collect() };
     let has = |lines: &[String], line: &str| lines.iter().any(|found| found == line);
-    let mut world = World::new(SessionConfig { login_without_tls: false, tls_available: true });
+    let mut world = World::new(SessionConfig { login_without_tls: false, tls_available: true, ..open() });
     let before = capa(&mut world);
-    assert!(has(&before, "STLS") && !has(&before, "USER") && !has(&before, "SASL PLAIN LOGIN"));
+    assert!(has(&before, "STLS") && !has(&before, "USER") && !before.iter().any(|line| line.starts_with("SASL")));
     assert!(world.talk("USER joe\r\n").starts_with("-ERR login needs TLS"));
     assert!(world.talk("AUTH PLAIN\r\n").starts_with("-ERR login needs TLS"));
     assert_eq!(world.talk("STLS\r\n"), "+OK begin TLS\r\n");
     let after = capa(&mut world);
-    assert!(!has(&after, "STLS") && has(&after, "USER") && has(&after, "SASL PLAIN LOGIN"));
+    assert!(!has(&after, "STLS") && has(&after, "USER"));
+    assert!(has(&after, "SASL SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN LOGIN"));
     assert_eq!(world.talk("STLS\r\n"), "-ERR TLS is active already\r\n");
-    for line in ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "EXPIRE NEVER", "."] {
+    for line in ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "EXPIRE NEVER", "UTF8 USER", "LANG", "."]
+    {
         assert!(has(&after, line), "{line}");
     }
+    assert!(after.iter().any(|line| line.starts_with("IMPLEMENTATION ringmail")));
+    let inside = {
+        world.talk("USER joe\r\nPASS secret\r\n");
+        capa(&mut world)
+    };
+    assert!(!has(&inside, "UTF8 USER") && has(&inside, "LANG") && has(&inside, "USER"));
+    let mut implicit = World::new(open());
+    implicit.session = Session::under_tls(SessionConfig { tls_available: true, ..open() }, "mx", bindings());
+    assert!(!has(&capa(&mut implicit), "STLS"));
+}
+
+#[test]
+fn capabilities_tell_the_rules_of_the_maildrop() {
+    let capa = |config: SessionConfig, own: Retention| {
+        let mut world = World::new(config);
+        world.maildrop = Ok(OpenedMaildrop { retention: own, ..opened(messages()) });
+        let before = world.talk("CAPA\r\n");
+        let after = world.talk("USER joe\r\nPASS secret\r\nCAPA\r\n");
+        let find = |text: &str, start: &str| text.lines().find(|l| l.starts_with(start)).unwrap_or("").to_owned();
+        (find(&before, "EXPIRE"), find(&after, "EXPIRE"), find(&before, "LOGIN-DELAY"))
+    };
+    let varies = SessionConfig { retention_varies: true, retention: Retention::Days(30), login_delay: 60, ..open() };
+    assert_eq!(
+        capa(varies, Retention::Retrieved),
+        ("EXPIRE 30 USER".into(), "EXPIRE 0".into(), "LOGIN-DELAY 60".into())
+    );
+    let fixed = SessionConfig { retention: Retention::Days(7), ..open() };
+    assert_eq!(capa(fixed, Retention::Days(7)), ("EXPIRE 7".into(), "EXPIRE 7".into(), String::new()));
+}
+
+#[test]
+fn what_was_retrieved_is_removed_where_it_stays_only_until_then() {
+    let removed = |input: &str, retention| {
+        let mut world = World::new(open());
+        world.maildrop = Ok(OpenedMaildrop { retention, ..opened(messages()) });
+        world.talk(&format!("USER joe\r\nPASS secret\r\n{input}"));
+        world.removed
+    };
+    let input = "RETR 3\r\nTOP 1 0\r\nDELE 2\r\nRSET\r\nQUIT\r\n";
+    assert_eq!(removed(input, Retention::Retrieved), Some(vec![2]));
+    assert_eq!(removed(input, Retention::Keep), Some(vec![]));
+    assert_eq!(removed("RETR 3\r\nDELE 1\r\nQUIT\r\n", Retention::Retrieved), Some(vec![0, 2]));
+    assert_eq!(removed("RETR 3\r\n", Retention::Retrieved), None);
 }
 
 #[test]
 fn the_handshake_forgets_what_was_typed_before() {
-    let mut session = Session::new(SessionConfig { login_without_tls: true, tls_available: true }, "mx");
+    let mut session = Session::new(SessionConfig { tls_available: true, ..open() }, "mx");
     session.handle_input(b"USER joe\r\n");
     let typed = b"STLS\r\nPASS secret\r\n";
     assert_eq!(session.handle_input(typed), 6, "what follows STLS is not taken");
     assert_eq!(session.poll_action(), Some(Action::StartTls));
-    session.handle_tls();
+    session.handle_tls(bindings());
     let mut output = Vec::new();
     session.poll_output(&mut output);
     output.clear();
@@ -245,7 +405,7 @@ fn the_handshake_forgets_what_was_typed_before() {
 fn only_a_whole_quit_removes() {
     let login = "USER joe\r\nPASS secret\r\nDELE 1\r\nDELE 3\r\n";
     let removed = |input: &str| {
-        let mut world = World::new(OPEN);
+        let mut world = World::new(open());
         world.talk(&format!("{login}{input}"));
         world.removed
     };
@@ -256,7 +416,7 @@ fn only_a_whole_quit_removes() {
     assert_eq!(removed("RSET\r\nDELE 2\r\nQUIT\r\n"), Some(vec![1]));
     assert_eq!(removed(&"X\r\n".repeat(ERRORS_MAX + 1)), None);
 
-    let mut world = World::new(OPEN);
+    let mut world = World::new(open());
     world.update_works = false;
     assert!(
         world.talk(&format!("{login}QUIT\r\n")).ends_with("-ERR [SYS/TEMP] some deleted messages were not removed\r\n")
@@ -266,16 +426,19 @@ fn only_a_whole_quit_removes() {
 
 #[test]
 fn a_message_that_cannot_be_read_leaves_the_session_usable() {
-    let mut world = World::new(OPEN);
-    world.readable = false;
+    let mut world = World::new(open());
+    world.readable = Err(RetrievalError::Unavailable);
     let output = world.talk("USER joe\r\nPASS secret\r\nRETR 1\r\nSTAT\r\n");
     assert!(output.ends_with("-ERR [SYS/TEMP] the message cannot be read\r\n+OK 3 3210\r\n"), "{output}");
+    world.readable = Err(RetrievalError::Gone);
+    let output = world.talk("TOP 1 1\r\nSTAT\r\n");
+    assert_eq!(output, "-ERR [SYS/PERM] another program removed this message\r\n+OK 3 3210\r\n");
 }
 
 #[test]
 fn limits() {
     let line = |octets: usize| format!("NOOP {}\r\n", "x".repeat(octets - 7));
-    let mut world = World::new(OPEN);
+    let mut world = World::new(open());
     let login = world.talk("USER joe\r\nPASS secret\r\n");
     assert!(login.ends_with("octets)\r\n"));
     assert_eq!(world.talk(&line(LINE_BYTES_MAX)), "+OK nothing done\r\n");
@@ -289,13 +452,13 @@ fn limits() {
 
 #[test]
 fn a_large_listing_comes_in_pieces_and_stops_input() {
-    let mut session = Session::new(OPEN, "mx");
+    let mut session = Session::new(open(), "mx");
     session.handle_input(b"USER joe\r\nPASS secret\r\n");
     session.poll_action();
     session.handle_login(Login::Accepted("joe".into()));
     session.poll_action();
     let many = (0..100_000).map(|n| Message { size: n, unique_id: format!("{n:070}").into() }).collect();
-    session.handle_maildrop(Ok(many));
+    session.handle_maildrop(Ok(opened(many)));
     assert_eq!(session.handle_input(b"UIDL\r\nUIDL\r\n"), 6);
     let (mut lines, mut out) = (0, Vec::new());
     loop {
@@ -314,7 +477,7 @@ fn a_large_listing_comes_in_pieces_and_stops_input() {
 fn no_split_of_the_input_changes_anything() {
     let input = b"CAPA\r\nUSER joe\nPASS wrong\r\nAUTH LOGIN\r\nam9l\r\nc2VjcmV0\r\nLIST\r\nRETR 2\r\n\r\nTOP 1 0\r\nDELE 1\r\nNO\0OP\r\nQUIT\r\nSTAT\r\n";
     let run = |pieces: &[&[u8]]| {
-        let mut world = World::new(OPEN);
+        let mut world = World::new(open());
         pieces.iter().for_each(|piece| world.input(piece));
         (world.output, world.removed)
     };
@@ -335,7 +498,7 @@ fn an_overlong_line_is_the_same_in_every_split() {
     let mut input = vec![b'x'; LINE_BYTES_MAX + 3];
     input.extend_from_slice(b"\r\nQUIT\r\n");
     for cut in 0..=input.len() {
-        let mut world = World::new(OPEN);
+        let mut world = World::new(open());
         world.input(&input[..cut]);
         world.input(&input[cut..]);
         assert!(world.output.ends_with(b"ready\r\n-ERR the line is too long\r\n+OK bye\r\n"));
@@ -345,7 +508,7 @@ fn an_overlong_line_is_the_same_in_every_split() {
 proptest::proptest! {
     /// Commands and garbage in any order.
     #[test]
-    fn any_octets(words in proptest::collection::vec("(USER|PASS|AUTH PLAIN|LIST|UIDL|RETR|TOP|DELE|RSET|STLS|CAPA|QUIT| |1|2|9|\\r\\n|\\n|=|AGEAYg==|.)", 0..60)) {
+    fn any_octets(words in proptest::collection::vec("(USER|PASS|AUTH PLAIN|LIST|UIDL|RETR|TOP|DELE|RSET|STLS|CAPA|QUIT|APOP|UTF8|LANG|AUTH SCRAM-SHA-256 biwsbj1hLHI9Yg==|\\*|01010101010101010101010101010101| |1|2|9|\\r\\n|\\n|=|AGEAYg==|.)", 0..60)) {
         fuzz_session(words.concat().as_bytes());
         fuzz_session(format!("USER joe\r\nPASS a\r\n{}", words.concat()).as_bytes());
     }
