@@ -201,6 +201,7 @@ impl Submitter {
                     protocol: "local",
                     tls: None,
                     batch: committed.batch_len,
+                    forwarded: None,
                 });
                 let accepted = committed.accepted(&envelope, arrival_ms);
                 // A scheduler that is gone finds the message at the next start.

@@ -144,8 +144,13 @@ fn push_unstuffed(out: &mut Vec<u8>, body: &[u8], no_leading_dots: bool) {
     }
 }
 
+/// It can stand in a message as it is: lines that are short and end in CRLF, with no stray CR or LF, as a binary message
+/// may hold them, and no NUL.
 fn has_short_lines(content: &[u8]) -> bool {
-    content.split(|&octet| octet == b'\n').all(|line| line.len() <= LINE_BYTES_MAX + 1) && !content.contains(&0)
+    content.split_inclusive(|&octet| octet == b'\n').all(|line| {
+        let text = line.strip_suffix(b"\r\n").unwrap_or(line);
+        text.len() <= LINE_BYTES_MAX && !text.iter().any(|octet| matches!(octet, b'\r' | b'\n' | 0))
+    })
 }
 
 /// The envelope of the report: null reverse-path, so that nothing is ever reported about it. `None` where there is
@@ -667,6 +672,19 @@ Subject: hi
         assert!(!whole(&original, Action::Delayed, body));
         assert!(!whole(&original, Action::Failed, &b"a\r\n".repeat(RETURNED_BYTES_MAX / 3)));
         assert!(!whole(&original, Action::Failed, &[b'x'; 2000]), "an over-long line cannot be returned");
+    }
+
+    #[test]
+    fn stray_line_ends_of_a_binary_message_do_not_return() {
+        let mut original = envelope(vec![recipient("r@b.example")]);
+        original.ret = Some(DsnReturn::Full);
+        original.body_type = BodyType::BinaryMime;
+        for stray in ["a\n.\nb", "a\rb", "a\r\r\nb", "a\r\n.\rb"] {
+            for body in [format!("Subject: x\r\n\r\n{stray}\r\n"), format!("Subject: {stray}\r\n\r\nx\r\n")] {
+                let (_, text) = report(&original, Action::Failed, &reply(550, "x"), body.as_bytes());
+                assert!(!text.replace("\r\n", "").contains(['\r', '\n']), "{text:?}");
+            }
+        }
     }
 
     #[test]

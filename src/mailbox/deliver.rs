@@ -11,7 +11,7 @@ use crate::bus::{
 };
 use crate::rt::{self, HelperError, HelperPool, Sender, TaskGroup};
 use crate::smtp::{EnhancedCode, Reply, ReversePath};
-use crate::spool::{Envelope, Location, SpoolReader, StoredMessage};
+use crate::spool::{BodyType, Envelope, Location, SpoolReader, StoredMessage};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
@@ -160,6 +160,10 @@ fn prepare(job: &Job, message: Option<&impl StoredContent>, directory: &Director
         let message = message.ok_or_else(unreadable)?;
         let envelope = message.envelope();
         let address = &envelope.recipients.get(usize::from(recipient)).ok_or_else(unreadable)?.forward_path;
+        // POP3 has lines and nothing else: its reader would take a lone LF of binary content for the end of one.
+        if envelope.body_type == BodyType::BinaryMime {
+            return Err(Outcome::Bounced(reply(554, (5, 6, 3), "mailboxes take no binary content (BINARYMIME)")));
+        }
         let no_user = || Outcome::Bounced(reply(550, (5, 1, 1), "no such user here"));
         let user = directory.mailbox_of(address).ok_or_else(no_user)?;
         let return_path = match &envelope.reverse_path {

@@ -230,8 +230,8 @@ fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
             config::LineEndings::Normalise => LineEndings::Normalise,
         },
         dsn: true,
-        binarymime: false,
-        requiretls: false,
+        binarymime: true,
+        requiretls: true,
         mt_priority: true,
     }
 }

@@ -9,11 +9,15 @@ use crate::bus::ToScheduler;
 use crate::config::{IpNetwork, TlsMode};
 use crate::mailbox::{AuthResult, Lookup};
 use crate::rt::{self, Stream};
+use crate::sasl::scram::fresh_nonce;
+use crate::sasl::server::Evidence;
 use crate::smtp::data::{self, BareLineEnd, MessageReceiver, Received};
 use crate::smtp::server::{Event, Peer, Session};
 use crate::smtp::trace::{self, ReceivedField};
 use crate::smtp::{Address, Reply};
-use crate::spool::{Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError};
+use crate::spool::{
+    BodyType, Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError,
+};
 use crate::telemetry;
 use chunks::ChunkedMessage;
 use smallvec::SmallVec;
@@ -147,6 +151,7 @@ impl Driver<'_> {
         if self.listener.settings.tls.mode == TlsMode::Implicit {
             self.handshake().await?;
         }
+        self.offer_logins();
         Ok(())
     }
 
@@ -233,10 +238,15 @@ impl Driver<'_> {
     /// Events that take their time.
     async fn handle_long(&mut self, event: Event) -> Result<(), Lost> {
         match event {
-            Event::Authenticate { username, password } => {
+            Event::FindKeys { username } => {
+                self.stream.set_deadline(rt::now() + WORK_TIME);
+                let keys = self.context().authenticator.scram_keys(&username).await;
+                self.session.keys_result(keys, &fresh_nonce());
+            }
+            Event::Judge(evidence) => {
                 // Replies to what came before must not wait for the hashing.
                 self.flush().await?;
-                let result = self.authenticate(&username, &password).await;
+                let result = self.authenticate(&evidence).await;
                 self.session.auth_result(result);
             }
             Event::Data => {
@@ -273,6 +283,10 @@ impl Driver<'_> {
             // Perhaps a user that was added a moment ago.
             lookup = Box::pin(directory.current()).await.lookup_path(path);
         }
+        let binary = self.session.envelope().is_some_and(|envelope| envelope.body_type == BodyType::BinaryMime);
+        if binary && !matches!(lookup, Lookup::NotLocal | Lookup::Unknown) {
+            return Err(Reply::new(554, (5, 6, 3), "mailboxes take no binary content (BINARYMIME)"));
+        }
         let client =
             policy::Client { address: self.session.client(), login: self.session.login().map(|login| &**login) };
         // `postmaster` without a domain: the directory looks it up in the first of our domains, in order.
@@ -280,15 +294,25 @@ impl Driver<'_> {
         policy::decide(&config.relay, domain, lookup, client, path)
     }
 
-    async fn authenticate(&self, username: &str, password: &str) -> Result<Arc<str>, Reply> {
+    /// Tells the session which logins it may offer.
+    fn offer_logins(&mut self) {
+        if self.listener.settings.auth {
+            let bindings = self.stream.channel_bindings();
+            let offer = self.context().authenticator.offer(&bindings);
+            self.session.set_sasl(offer, bindings);
+        }
+    }
+
+    async fn authenticate(&self, evidence: &Evidence) -> Result<Arc<str>, Reply> {
         self.stream.set_deadline(rt::now() + WORK_TIME);
-        match self.context().authenticator.verify(username, password.as_bytes()).await {
+        match self.context().authenticator.judge(evidence).await {
             AuthResult::Accepted(user) => {
                 self.context().meter.counters.auth_succeeded.increment();
                 Ok(user)
             }
             AuthResult::Rejected => {
                 let client = self.session.client();
+                let (Evidence::Password { username, .. } | Evidence::Scram { username, .. }) = evidence;
                 let login = username.to_owned();
                 self.context().meter.counters.auth_failed.increment();
                 self.context().log.log(telemetry::Event::AuthFailed { client, protocol: "smtp", login });
@@ -304,6 +328,7 @@ impl Driver<'_> {
         self.input.clear(&self.state.buffers);
         self.handshake().await?;
         self.session.tls_started();
+        self.offer_logins();
         Ok(())
     }
 
@@ -403,6 +428,7 @@ impl Driver<'_> {
             let field = ReceivedField {
                 helo: self.session.helo(),
                 client: self.session.client(),
+                client_name: self.session.client_name(),
                 hostname: &self.listener.session.hostname,
                 with,
                 tls: tls.as_deref(),
@@ -435,6 +461,7 @@ impl Driver<'_> {
             protocol: self.session.with().keyword(),
             tls,
             batch: committed.batch_len,
+            forwarded: self.session.forwarded().cloned().map(Box::new),
         });
         // A scheduler that is gone means that the process ends; the message is durable and found at the next start.
         let _ = scheduler.send(ToScheduler::Accepted(committed.accepted(envelope, arrival_ms))).await;

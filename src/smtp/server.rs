@@ -34,6 +34,9 @@ use super::data::LineEndings;
 use super::reply::Reply;
 use super::trace::{Greeting, With};
 use super::{Address, ForwardPath, ReversePath};
+use crate::sasl::scram::ScramKeys;
+use crate::sasl::server::{Evidence, Exchange, WantsKeys};
+use crate::sasl::{ChannelBindings, Offer};
 use std::fmt;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -134,7 +137,7 @@ impl Peer {
 }
 
 /// What the driver has to do.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// May this transaction begin? Answer with [`Session::mail_result`].
     Mail {
@@ -144,13 +147,13 @@ pub enum Event {
     /// Is this recipient taken? Answer with [`Session::rcpt_result`] or [`Session::rcpt_taken`]. The parameters are in
     /// [`Session::rcpt`].
     Rcpt,
-    /// Check this login; answer with [`Session::auth_result`].
-    Authenticate {
-        /// As typed, UTF-8.
+    /// What are the SCRAM keys of this user? Answer with [`Session::keys_result`].
+    FindKeys {
+        /// As the client wrote it.
         username: String,
-        /// As typed, UTF-8.
-        password: String,
     },
+    /// Is this a login? Answer with [`Session::auth_result`].
+    Judge(Evidence),
     /// Write the output, receive the message, store it, answer with [`Session::message_result`].
     Data,
     /// The next octets are a chunk of the message: feed them to its receiver. Answer with [`Session::chunk_result`], or,
@@ -171,24 +174,9 @@ pub enum Event {
     ClientChanged,
 }
 
-/// Passwords must not reach a log.
-impl fmt::Debug for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Event::Mail { size } => write!(f, "Mail({size:?})"),
-            Event::Rcpt => f.write_str("Rcpt"),
-            Event::Authenticate { username, .. } => write!(f, "Authenticate({username:?}, password hidden)"),
-            Event::Data => f.write_str("Data"),
-            Event::Chunk { octets, first, last } => write!(f, "Chunk({octets}, first: {first}, last: {last})"),
-            Event::StartTls => f.write_str("StartTls"),
-            Event::ClientChanged => f.write_str("ClientChanged"),
-        }
-    }
-}
-
 /// The normal path is `Connected`, `Ready`, then `Mail` and `Receiving` for each transaction, with `Chunks` between them
-/// where the message comes in chunks. RSET, EHLO and the end of a message lead back to `Ready`; AUTH passes through the
-/// `Auth` states; STARTTLS and XCLIENT lead back to `Connected`. A chunk that is refused leads to `ChunksFailed`, which
+/// where the message comes in chunks. RSET, EHLO and the end of a message lead back to `Ready`; AUTH passes through
+/// `Auth`; STARTTLS and XCLIENT lead back to `Connected`. A chunk that is refused leads to `ChunksFailed`, which
 /// RSET, EHLO and the last chunk leave. QUIT, 421 and too many errors lead to `Closed`, out of every state; nothing leads
 /// out of it. A transaction exists in `Mail`, `Chunks` and `Receiving` only, so that no path can forget to drop it.
 #[derive(Debug)]
@@ -205,12 +193,8 @@ enum State {
     ChunksFailed,
     /// DATA or the last BDAT was taken: octets belong to the message.
     Receiving(Box<Transaction>),
-    /// AUTH PLAIN without an initial response: the next line is the response.
-    AuthPlain,
-    /// AUTH LOGIN: the next line is the user name.
-    AuthLoginUsername,
-    /// The next line is the password.
-    AuthLoginPassword(String),
+    /// The next line is a response of an AUTH exchange.
+    Auth(Box<Exchange>),
     /// No more commands are taken.
     Closed,
 }
@@ -220,6 +204,7 @@ enum State {
 enum Waiting {
     Mail(Mail),
     Rcpt(Rcpt),
+    Keys(WantsKeys),
     Auth,
     Tls,
     Client(Greeting),
@@ -254,6 +239,8 @@ pub struct Session {
     /// How the client greeted last; before that nothing asks.
     greeting: Greeting,
     tls: bool,
+    /// `None` where AUTH is never offered.
+    sasl: Option<Box<login::Sasl>>,
     /// AUTH is allowed once.
     login: Option<Arc<str>>,
     /// Commands refused for good since the last accepted message.
@@ -283,6 +270,7 @@ impl Session {
             helo: String::new(),
             greeting: Greeting::Helo,
             tls,
+            sasl: None,
             login: None,
             errors: 0,
             transactions: 0,

@@ -15,6 +15,8 @@ pub struct ReceivedField<'a> {
     pub helo: &'a str,
     /// Address of the client.
     pub client: IpAddr,
+    /// Host name of the client, where a proxy has said it; printable ASCII without spaces.
+    pub client_name: Option<&'a str>,
     /// Our name.
     pub hostname: &'a str,
     /// How the message came.
@@ -96,6 +98,10 @@ pub fn write_received(out: &mut Vec<u8>, received: &ReceivedField<'_>) {
     if address::check_domain(received.helo.as_bytes(), received.with.smtputf8).is_ok() {
         out.extend_from_slice(received.helo.as_bytes());
         out.extend_from_slice(b" (");
+        if let Some(name) = received.client_name.filter(|name| address::check_domain(name.as_bytes(), false).is_ok()) {
+            out.extend_from_slice(name.as_bytes());
+            out.push(b' ');
+        }
         write_literal(out, received.client);
     } else {
         // Not a name that may stand behind "from": the address takes its place, and the name becomes a comment.
@@ -221,6 +227,7 @@ mod tests {
         let received = ReceivedField {
             helo,
             client: client.parse().unwrap(),
+            client_name: None,
             hostname: "mx.example",
             with,
             tls: with.tls.then_some("TLSv1.3 TLS13_AES_256_GCM_SHA384"),
@@ -252,6 +259,28 @@ mod tests {
              \tby mx.example with ESMTPSA (TLSv1.3 TLS13_AES_256_GCM_SHA384) id 000000000001;\r\n\
              \tMon, 23 Nov 2026 12:34:56 +0000\r\n",
         );
+    }
+
+    #[test]
+    fn a_name_told_by_a_proxy_stands_before_the_address() {
+        let written = |client_name| {
+            let mut out = Vec::new();
+            let received = ReceivedField {
+                helo: "c.example",
+                client: "192.0.2.1".parse().unwrap(),
+                client_name: Some(client_name),
+                hostname: "mx.example",
+                with: WITH,
+                tls: None,
+                queue_id: QueueId(1),
+                single_recipient: None,
+                arrival_ms: ARRIVAL_MS,
+            };
+            write_received(&mut out, &received);
+            String::from_utf8(out).unwrap().lines().next().unwrap().to_owned()
+        };
+        assert_eq!(written("far.example"), "Received: from c.example (far.example [192.0.2.1])");
+        assert_eq!(written("a(b"), "Received: from c.example ([192.0.2.1])", "what is no name is left out");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use super::logfmt::Line;
 use crate::bus::Remote;
 use crate::rt;
+use crate::smtp::server::Forwarded;
 use crate::smtp::{Address, Reply, ReversePath};
 use crate::spool::QueueId;
 use crossbeam::channel::{self, Receiver, Sender, TrySendError};
@@ -41,6 +42,8 @@ pub enum Event {
         tls: Option<String>,
         /// Messages that shared the sync.
         batch: u32,
+        /// Where it came from before it went through a filter in front, as XFORWARD says.
+        forwarded: Option<Box<Forwarded>>,
     },
     /// The far side (or the mailbox) took responsibility for one recipient.
     Delivered {
@@ -254,7 +257,20 @@ pub enum Event {
 impl Event {
     fn write(&self, out: &mut String, unix_ms: u64) {
         match self {
-            Event::Accepted { id, reverse_path, recipients, size, client, helo, login, protocol, tls, batch } => {
+            Event::Accepted {
+                id,
+                reverse_path,
+                recipients,
+                size,
+                client,
+                helo,
+                login,
+                protocol,
+                tls,
+                batch,
+                forwarded,
+            } => {
+                let forwarded = forwarded.as_deref();
                 Line::begin(out, unix_ms, "accepted")
                     .field("id", id)
                     .field("from", Path(reverse_path))
@@ -266,6 +282,10 @@ impl Event {
                     .field("proto", protocol)
                     .optional("tls", tls.as_ref())
                     .field("batch", batch)
+                    .optional("orig_client", forwarded.and_then(|forwarded| forwarded.addr.as_ref()))
+                    .optional("orig_name", forwarded.and_then(|forwarded| forwarded.name.as_ref()))
+                    .optional("orig_helo", forwarded.and_then(|forwarded| forwarded.helo.as_ref()))
+                    .optional("orig_id", forwarded.and_then(|forwarded| forwarded.ident.as_ref()))
                     .end()
             }
             Event::Delivered { id, recipient, site, remote, delay, attempts, reply } => {
@@ -594,6 +614,7 @@ mod tests {
                 protocol: "ESMTPA",
                 tls: None,
                 batch: 17,
+                forwarded: None,
             },
             "accepted id=0000000G0001 from=<a@b> to=2 size=1234 client=127.0.0.1 helo=x login=joe proto=ESMTPA batch=17",
         );

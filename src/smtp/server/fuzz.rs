@@ -1,6 +1,9 @@
 //! A session against a driver in memory: for its tests and its fuzz target. No production code calls it.
 
 use super::{AuthOffer, Event, Peer, Session, SessionConfig};
+use crate::sasl::scram::ScramKeys;
+use crate::sasl::server::Evidence;
+use crate::sasl::{ChannelBindings, Offer};
 use crate::smtp::chunk::ChunkReceiver;
 use crate::smtp::data::LineEndings;
 use crate::smtp::data::{MessageReceiver, Received};
@@ -10,6 +13,8 @@ use std::sync::Arc;
 
 /// Octets of one message that the driver in memory takes.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 1000;
+
+pub(super) const OFFER: Offer = Offer { passwords: true, scram: true, scram_plus: false };
 
 /// A message on its way: by DATA, or octets that a chunk still has.
 enum Incoming {
@@ -34,7 +39,8 @@ pub(super) fn run(config: SessionConfig, chunks: &[&[u8]]) -> Vec<u8> {
 
 /// [`run`] for a given client.
 pub(super) fn run_for(config: SessionConfig, peer: Peer, chunks: &[&[u8]]) -> Vec<u8> {
-    let session = Session::new(Arc::new(config), peer, false);
+    let mut session = Session::new(Arc::new(config), peer, false);
+    session.set_sasl(OFFER, ChannelBindings::default());
     let mut driver = Driver { session, out: Vec::new(), buffer: Vec::new(), incoming: None, chunks: None };
     for chunk in chunks {
         driver.buffer.extend_from_slice(chunk);
@@ -113,8 +119,19 @@ impl Driver {
                 }
                 _ => session.rcpt_result(Err(Reply::new(550, (5, 1, 1), "no"))),
             },
-            Event::Authenticate { username, password } => {
-                let right = (username.as_str(), password.as_str()) == ("joe", "secret");
+            Event::FindKeys { username } => {
+                let iterations = 4096.try_into().expect("it is not 0");
+                let keys = match username.as_str() {
+                    "joe" => ScramKeys::derive("secret", b"salt and pepper", iterations).expect("a good password"),
+                    name => ScramKeys::pretended(b"no secret", name),
+                };
+                session.keys_result(keys, "servernonce");
+            }
+            Event::Judge(evidence) => {
+                let right = match &evidence {
+                    Evidence::Password { username, password } => username == "joe" && password == b"secret",
+                    Evidence::Scram { proven, .. } => *proven,
+                };
                 session.auth_result(if right { Ok("joe".into()) } else { Err(Reply::new(535, (5, 7, 8), "no")) });
             }
             Event::Data => {
@@ -130,6 +147,7 @@ impl Driver {
                 self.out.extend_from_slice(session.output());
                 self.buffer.clear();
                 session.tls_started();
+                session.set_sasl(OFFER, ChannelBindings::default());
             }
             Event::ClientChanged => session.client_result(Ok(false)),
         }

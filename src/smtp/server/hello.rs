@@ -29,16 +29,20 @@ impl Session {
     }
 
     fn announce(&mut self) {
+        let mechanisms = self.mechanisms();
         let out = &mut self.output;
         let config = &*self.config;
         let _ = write!(out, "250-{}\r\n250-PIPELINING\r\n250-SIZE {}\r\n", config.hostname, config.message_bytes_max);
         if config.starttls && !self.tls {
             out.extend_from_slice(b"250-STARTTLS\r\n");
         }
-        if self.auth_is_offered() && self.login.is_none() {
-            self.output.extend_from_slice(b"250-AUTH PLAIN LOGIN\r\n");
+        if mechanisms != Offer::default() {
+            out.extend_from_slice(b"250-AUTH");
+            for mechanism in mechanisms.mechanisms() {
+                let _ = write!(out, " {}", mechanism.name());
+            }
+            out.extend_from_slice(b"\r\n");
         }
-        let out = &mut self.output;
         out.extend_from_slice(b"250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n");
         if config.binarymime {
             out.extend_from_slice(b"250-BINARYMIME\r\n");
@@ -111,6 +115,7 @@ impl Session {
         self.tls = true;
         self.greeting = Greeting::Helo;
         self.login = None;
+        self.sasl = None;
         self.forwarded = None;
         self.helo.clear();
         self.output.clear();

@@ -1,15 +1,39 @@
-//! AUTH (RFC 4954): PLAIN and LOGIN.
+//! AUTH (RFC 4954): which mechanisms are offered, and the lines of a SASL exchange. What is in the lines is `sasl`'s.
 
 use super::*;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use crate::sasl::server::{Exchange, Step, begin};
+use crate::sasl::{self, Failure, Mechanism};
 
 impl Session {
+    /// What AUTH may offer on this connection: before the first input, and again after [`Session::tls_started`].
+    pub fn set_sasl(&mut self, offer: Offer, bindings: ChannelBindings) {
+        self.sasl = Some(Box::new(Sasl { offer, bindings }));
+    }
+
     pub(super) fn auth_is_offered(&self) -> bool {
         match self.config.auth {
             AuthOffer::Never => false,
             AuthOffer::UnderTls => self.tls,
             AuthOffer::Always => true,
+        }
+    }
+
+    /// The mechanisms that are announced, where AUTH is.
+    pub(super) fn mechanisms(&self) -> Offer {
+        match &self.sasl {
+            Some(sasl) if self.auth_is_offered() && self.login.is_none() => sasl.offer,
+            _ => Offer::default(),
+        }
+    }
+
+    /// The next line is a response, not a command.
+    pub(super) fn in_auth(&self) -> bool {
+        matches!(self.state, State::Auth(_))
+    }
+
+    pub(super) fn leave_auth(&mut self) {
+        if self.in_auth() {
+            self.state = State::Ready;
         }
     }
 
@@ -23,86 +47,63 @@ impl Session {
                 _ => self.refuse(Reply::new(538, (5, 7, 11), "encryption is required for AUTH")),
             };
         }
-        match (mechanism, initial) {
-            _ if mechanism.eq_ignore_ascii_case("PLAIN") => match initial {
-                Some(response) => self.finish_plain(response.as_bytes()),
-                None => {
-                    self.state = State::AuthPlain;
-                    self.output.extend_from_slice(b"334 \r\n");
-                }
-            },
-            _ if mechanism.eq_ignore_ascii_case("LOGIN") => {
-                self.state = State::AuthLoginUsername;
-                match initial {
-                    Some(response) => self.handle_auth_response(response.as_bytes()),
-                    None => self.output.extend_from_slice(b"334 VXNlcm5hbWU6\r\n"), // "Username:"
-                }
+        let offer = self.mechanisms();
+        let mechanism = Mechanism::parse(mechanism.as_bytes()).filter(|mechanism| offer.has(*mechanism));
+        let Some(mechanism) = mechanism else {
+            return self.refuse(Reply::new(504, (5, 5, 4), "unknown mechanism"));
+        };
+        match initial.map(|initial| sasl::decode_initial(initial.as_bytes())).transpose() {
+            Err(failure) => self.refuse(failure_reply(failure)),
+            Ok(initial) => {
+                // Without PLUS on offer there is nothing to bind to, and a client may say so.
+                let none = ChannelBindings::default();
+                let bindings = self.sasl.as_ref().filter(|_| offer.scram_plus).map_or(&none, |sasl| &sasl.bindings);
+                let step = begin(mechanism, initial.as_deref(), bindings);
+                self.handle_step(step);
             }
-            _ => self.refuse(Reply::new(504, (5, 5, 4), "unknown mechanism")),
         }
     }
 
     /// A line that belongs to an AUTH exchange.
     pub(super) fn handle_auth_response(&mut self, line: &[u8]) {
-        if line == b"*" {
-            self.leave_auth();
-            return self.refuse(Reply::new(501, (5, 7, 0), "AUTH was cancelled"));
-        }
-        match std::mem::replace(&mut self.state, State::Ready) {
-            State::AuthPlain => self.finish_plain(line),
-            State::AuthLoginUsername => match decode_text(line) {
-                Some(username) => {
-                    self.state = State::AuthLoginPassword(username);
-                    self.output.extend_from_slice(b"334 UGFzc3dvcmQ6\r\n"); // "Password:"
-                }
-                None => self.refuse_response(),
-            },
-            State::AuthLoginPassword(username) => match decode_text(line) {
-                Some(password) => self.ask_auth(username, password),
-                None => self.refuse_response(),
-            },
-            other => self.state = other,
+        let State::Auth(exchange) = std::mem::replace(&mut self.state, State::Ready) else { return };
+        match sasl::decode(line) {
+            Ok(response) => self.handle_step(exchange.respond(&response)),
+            Err(failure) => self.refuse(failure_reply(failure)),
         }
     }
 
-    /// PLAIN (RFC 4616): authorization identity NUL user NUL password.
-    fn finish_plain(&mut self, response: &[u8]) {
-        let Some(text) = decode_text(response) else { return self.refuse_response() };
-        let mut parts = text.split('\0');
-        match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(identity), Some(username), Some(password), None) if identity.is_empty() || identity == username => {
-                self.ask_auth(username.to_owned(), password.to_owned());
+    fn handle_step(&mut self, step: Step) {
+        match step {
+            Step::Challenge(challenge, exchange) => self.challenge(&challenge, exchange),
+            Step::FindKeys { username, next } => {
+                self.waiting = Some(Waiting::Keys(next));
+                self.event = Some(Event::FindKeys { username });
             }
-            (Some(_), Some(_), Some(_), None) => {
-                self.refuse(Reply::new(535, (5, 7, 8), "acting for somebody else is not allowed"));
+            Step::Judge(evidence) => {
+                self.waiting = Some(Waiting::Auth);
+                self.event = Some(Event::Judge(evidence));
             }
-            _ => self.refuse_response(),
+            Step::Failed(failure) => self.refuse(failure_reply(failure)),
         }
     }
 
-    fn ask_auth(&mut self, username: String, password: String) {
-        self.waiting = Some(Waiting::Auth);
-        self.event = Some(Event::Authenticate { username, password });
+    fn challenge(&mut self, challenge: &[u8], exchange: Exchange) {
+        let _ = write!(self.output, "334 {}\r\n", sasl::encode(challenge));
+        self.state = State::Auth(Box::new(exchange));
     }
 
-    fn refuse_response(&mut self) {
-        self.refuse(Reply::new(501, (5, 5, 2), "malformed response"));
-    }
-
-    /// The next line is a response, not a command.
-    pub(super) fn in_auth(&self) -> bool {
-        matches!(self.state, State::AuthPlain | State::AuthLoginUsername | State::AuthLoginPassword(_))
-    }
-
-    pub(super) fn leave_auth(&mut self) {
-        if self.in_auth() {
-            self.state = State::Ready;
+    /// Answers [`Event::FindKeys`]: the user's keys, or pretended ones, and a fresh nonce of ours.
+    pub fn keys_result(&mut self, keys: ScramKeys, server_nonce: &str) {
+        let Some(Waiting::Keys(next)) = self.waiting.take() else { panic!("keys_result answers Event::FindKeys") };
+        if !self.is_closed() {
+            self.handle_step(next.keys(keys, server_nonce));
         }
     }
 
-    /// Answers [`Event::Authenticate`]: the user's name, or why not.
+    /// Answers [`Event::Judge`]: the user's name, or why not.
     pub fn auth_result(&mut self, result: Result<Arc<str>, Reply>) {
-        assert!(matches!(self.waiting.take(), Some(Waiting::Auth)), "auth_result answers Event::Authenticate");
+        assert!(matches!(self.waiting.take(), Some(Waiting::Auth)), "auth_result answers Event::Judge");
         if self.is_closed() {
             return;
         }
@@ -116,10 +117,19 @@ impl Session {
     }
 }
 
-/// A base64 response that is UTF-8; `=` is an empty one.
-fn decode_text(response: &[u8]) -> Option<String> {
-    if response == b"=" {
-        return Some(String::new());
+/// What is offered on this connection, and to what it is tied.
+pub(super) struct Sasl {
+    pub(super) offer: Offer,
+    pub(super) bindings: ChannelBindings,
+}
+
+/// The one place where a failed exchange becomes a reply (RFC 4954 section 6).
+fn failure_reply(failure: Failure) -> Reply {
+    match failure {
+        Failure::Cancelled => Reply::new(501, (5, 7, 0), "AUTH was cancelled"),
+        Failure::NotBase64 => Reply::new(501, (5, 5, 2), "malformed response: this is not base64"),
+        Failure::TooLong => Reply::new(500, (5, 5, 6), "the response is too long"),
+        Failure::Malformed => Reply::new(501, (5, 5, 2), "malformed response"),
+        Failure::ChannelBinding => Reply::new(535, (5, 7, 8), "the channel binding does not fit"),
     }
-    String::from_utf8(STANDARD.decode(response).ok()?).ok()
 }

@@ -2,6 +2,8 @@
 
 use super::fuzz::{MESSAGE_BYTES_MAX, fuzz_session};
 use super::*;
+use crate::sasl::client::Client;
+use crate::sasl::{self, Mechanism};
 use smallvec::SmallVec;
 
 fn config() -> SessionConfig {
@@ -140,7 +142,10 @@ fn tls_forgets_everything_and_discards_what_came_with_it() {
         tls,
         &[b"EHLO c\r\nSTARTTLS\r\n", b"MAIL FROM:<>\r\nEHLO c\r\nSTARTTLS\r\nAUTH PLAIN AGpvZQBzZWNyZXQ=\r\n"],
     );
-    assert!(after.contains("503 5.5.1 EHLO comes first") && after.contains("250-AUTH PLAIN LOGIN"), "{after}");
+    assert!(
+        after.contains("503 5.5.1 EHLO comes first") && after.contains("250-AUTH SCRAM-SHA-256 PLAIN LOGIN"),
+        "{after}"
+    );
     assert!(after.contains("235 2.7.0") && after.matches("STARTTLS").count() == 1, "{after}");
 }
 
@@ -204,6 +209,7 @@ fn over_long_responses_leave_the_login() {
 /// A session that has asked about `command`, sent behind EHLO and MAIL.
 fn asked(prefix: &str, command: &str) -> Session {
     let mut session = Session::new(Arc::new(SessionConfig { starttls: true, ..config() }), stranger(), false);
+    session.set_sasl(fuzz::OFFER, ChannelBindings::default());
     let input = format!("{prefix}{command}\r\n");
     let mut taken = 0;
     loop {
@@ -497,8 +503,82 @@ fn what_is_forwarded_belongs_to_one_message() {
 
 #[test]
 fn passwords_are_not_shown() {
-    let event = Event::Authenticate { username: "joe".into(), password: "secret".into() };
+    let event = Event::Judge(Evidence::Password { username: "joe".into(), password: b"secret".to_vec() });
     assert!(!format!("{event:?}").contains("secret"));
+}
+
+#[test]
+fn logging_in_without_telling_the_password() {
+    let login = |username: &str, password: &str| {
+        let mut session = Session::new(Arc::new(config()), stranger(), false);
+        session.set_sasl(fuzz::OFFER, ChannelBindings::default());
+        session.handle_input(b"EHLO c\r\n");
+        session.clear_output();
+        let (mut client, first) = Client::begin(Mechanism::ScramSha256, username, password, "clientnonce").unwrap();
+        session.handle_input(format!("AUTH SCRAM-SHA-256 {}\r\n", sasl::encode(&first.unwrap())).as_bytes());
+        let Some(Event::FindKeys { username }) = session.take_event() else { panic!("keys are wanted") };
+        let keys = ScramKeys::derive("secret", b"salt and pepper", 4096.try_into().unwrap()).unwrap();
+        session
+            .keys_result(if username == "joe" { keys } else { ScramKeys::pretended(b"x", &username) }, "servernonce");
+        let last = client.respond(challenge(&mut session).as_bytes()).unwrap();
+        session.handle_input(format!("{}\r\n", sasl::encode(&last)).as_bytes());
+        if let Some(event) = session.take_event() {
+            session.auth_result(judged(event));
+        } else {
+            assert_eq!(client.respond(challenge(&mut session).as_bytes()), Ok(Vec::new()), "the server knows the keys");
+            session.handle_input(b"\r\n");
+            let event = session.take_event().unwrap();
+            session.auth_result(judged(event));
+        }
+        String::from_utf8_lossy(session.output())[..3].to_owned()
+    };
+    assert_eq!(login("joe", "secret"), "235");
+    assert_eq!(login("joe", "wrong"), "535");
+    assert_eq!(login("nobody", "secret"), "535");
+}
+
+#[test]
+fn scram_plus_is_there_only_with_something_to_bind_to() {
+    let reply = |plus: bool, input: &str| {
+        let mut session = Session::new(Arc::new(config()), stranger(), false);
+        let bindings = ChannelBindings { tls_exporter: Some([9; 32]), ..ChannelBindings::default() };
+        session.set_sasl(Offer { scram_plus: plus, ..fuzz::OFFER }, bindings);
+        session.handle_input(b"EHLO c\r\n");
+        let announced =
+            String::from_utf8_lossy(session.output()).contains("250-AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 ");
+        assert_eq!(announced, plus);
+        session.clear_output();
+        session.handle_input(input.as_bytes());
+        match session.take_event() {
+            Some(Event::FindKeys { .. }) => "keys".to_owned(),
+            _ => String::from_utf8_lossy(session.output())[..3].to_owned(),
+        }
+    };
+    let auth = |mechanism: &str, first: &str| format!("AUTH {mechanism} {}\r\n", sasl::encode(first.as_bytes()));
+    let plus = auth("SCRAM-SHA-256-PLUS", "p=tls-exporter,,n=joe,r=nonce");
+    assert_eq!(reply(true, &plus), "keys");
+    assert_eq!(reply(false, &plus), "504");
+    assert_eq!(reply(true, &auth("SCRAM-SHA-256-PLUS", "p=tls-unique,,n=joe,r=nonce")), "535");
+    // Who believes that we cannot bind was told so by somebody in between.
+    assert_eq!(reply(true, &auth("SCRAM-SHA-256", "y,,n=joe,r=nonce")), "535");
+    assert_eq!(reply(false, &auth("SCRAM-SHA-256", "y,,n=joe,r=nonce")), "keys");
+    assert_eq!(reply(true, &auth("SCRAM-SHA-256", "n,,n=joe,r=nonce")), "keys");
+    assert_eq!(reply(true, &auth("SCRAM-SHA-256", "nonsense")), "501");
+}
+
+/// The octets of a `334`, which is the only reply.
+fn challenge(session: &mut Session) -> String {
+    let line = String::from_utf8(session.output().to_vec()).unwrap();
+    session.clear_output();
+    let text = line.strip_prefix("334 ").and_then(|line| line.strip_suffix("\r\n")).expect(&line);
+    String::from_utf8(sasl::decode(text.as_bytes()).unwrap()).unwrap()
+}
+
+fn judged(event: Event) -> Result<Arc<str>, Reply> {
+    match event {
+        Event::Judge(Evidence::Scram { username, proven: true }) => Ok(username.into()),
+        _ => Err(Reply::new(535, (5, 7, 8), "no")),
+    }
 }
 
 /// Every sequence of up to 5 of these commands against a model that is written to be obviously right.
