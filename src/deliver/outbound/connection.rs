@@ -4,6 +4,7 @@ use super::dead_hosts::DeadHosts;
 use crate::bus::{Deferral, DeferralScope, Endpoint, EndpointHost, LaneState, Outcome, Remote, TlsPolicy};
 use crate::config::{Delivery, Timeouts};
 use crate::rt::{self, Stream, TcpStream};
+use crate::sasl::scram::fresh_nonce;
 use crate::smtp::client::{
     Capabilities, Client, End, Event, Lost, Request, Settings, Stage, Transfer, Trouble, end_of_data,
 };
@@ -193,6 +194,7 @@ impl Connection {
             helo: endpoint.helo.clone(),
             tls: policy,
             credentials: endpoint.credentials.clone(),
+            nonce: if endpoint.credentials.is_some() { fresh_nonce() } else { String::new() },
             plain_text_login: endpoint.tls == TlsPolicy::None || target.is_local(),
             chunking: surroundings.limits.chunking && !lies,
         };

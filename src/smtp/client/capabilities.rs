@@ -15,6 +15,8 @@ pub struct Capabilities {
     pub dsn: bool,
     /// RFC 3207.
     pub starttls: bool,
+    /// RFC 4954 with mechanism SCRAM-SHA-256 (RFC 7677).
+    pub auth_scram: bool,
     /// RFC 4954 with mechanism PLAIN (RFC 4616).
     pub auth_plain: bool,
     /// RFC 4954 with mechanism LOGIN.
@@ -32,6 +34,12 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Names of the mechanisms that both sides know.
+    pub fn mechanisms(&self) -> impl Iterator<Item = &'static str> {
+        let known = [("SCRAM-SHA-256", self.auth_scram), ("PLAIN", self.auth_plain), ("LOGIN", self.auth_login)];
+        known.into_iter().filter_map(|(name, offered)| offered.then_some(name))
+    }
+
     /// Takes one line of the reply, without code and separator; lines that mean nothing to us are passed over.
     pub fn handle_line(&mut self, line: &[u8]) {
         let mut words = line.split(|octet| matches!(octet, b' ' | b'\t' | b'=')).filter(|word| !word.is_empty());
@@ -50,6 +58,7 @@ impl Capabilities {
             b"BINARYMIME" => self.binary_mime = true,
             // `AUTH=LOGIN` with an equals sign is what servers said before RFC 2554.
             b"AUTH" => words.for_each(|mechanism| {
+                self.auth_scram |= mechanism.eq_ignore_ascii_case(b"SCRAM-SHA-256");
                 self.auth_plain |= mechanism.eq_ignore_ascii_case(b"PLAIN");
                 self.auth_login |= mechanism.eq_ignore_ascii_case(b"LOGIN");
             }),

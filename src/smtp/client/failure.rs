@@ -85,6 +85,8 @@ pub enum Trouble {
     LoginNeedsTls,
     /// The server refused the login. The operator can mend this, so mail waits.
     LoginRefused(Reply),
+    /// The login was given up on our side.
+    LoginFailed(String),
     /// No connection to an address could be made.
     ConnectFailed(String),
     /// The host is one that must not be contacted or has no address.
@@ -123,6 +125,7 @@ impl Trouble {
             Trouble::LoginNotOffered => (451, (7, 4), "no AUTH mechanism in common".to_owned()),
             Trouble::LoginNeedsTls => (451, (7, 11), "login needs TLS, which was not offered".to_owned()),
             Trouble::LoginRefused(reply) => (451, (7, 8), format!("login refused: {reply}")),
+            Trouble::LoginFailed(reason) => (451, (7, 8), format!("login failed: {reason}")),
             Trouble::ConnectFailed(reason) => (451, (4, 1), format!("cannot connect: {reason}")),
             Trouble::NoAddress => (451, (4, 4), "no address to connect to".to_owned()),
             Trouble::Unreadable(reason) => (451, (3, 0), format!("cannot read the message: {reason}")),

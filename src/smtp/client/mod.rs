@@ -19,6 +19,7 @@ pub use failure::{Lost, Stage, Trouble};
 pub use reply_parser::{REPLY_BYTES_MAX, REPLY_LINE_BYTES_MAX, REPLY_LINES_MAX, ReplyError, ReplyParser};
 
 use crate::bus::{Credentials, Deferral, DeferralScope, Outcome, Protocol, RecipientIndex, TlsPolicy};
+use crate::sasl;
 use crate::smtp::{EnhancedCode, Reply};
 use crate::spool::Envelope;
 use base64::Engine;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub tls: TlsPolicy,
     /// Login, if one is needed.
     pub credentials: Option<Arc<Credentials>>,
+    /// Fresh random text for the login (`sasl::scram::fresh_nonce`); used only with credentials.
+    pub nonce: String,
     /// The login may go out in plain text (the operator turned TLS off, or the host is this machine). Otherwise an
     /// attacker on the way could take STARTTLS out of the reply and read the password.
     pub plain_text_login: bool,
@@ -178,7 +181,7 @@ enum State {
     StartTls,
     /// The driver shakes hands.
     Handshake,
-    Auth(AuthStep),
+    Auth(Login),
     Ready,
     /// Ready, but RSET goes before the next MAIL.
     ReadyAfterFailure,
@@ -197,16 +200,17 @@ enum State {
     Ended,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum AuthStep {
-    /// Everything has been said.
-    Verdict,
-    /// AUTH PLAIN was sent without its initial response.
-    PlainResponse,
-    /// AUTH LOGIN is sent.
-    LoginUsername,
-    /// The name is sent.
-    LoginPassword,
+/// A login under way.
+struct Login {
+    exchange: sasl::client::Client,
+    /// The first response, which did not fit the command line.
+    initial: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login(hidden)")
+    }
 }
 
 #[derive(Debug)]
@@ -457,7 +461,7 @@ impl Client {
             }
             (State::StartTls, 400..) if self.settings.tls == TlsPolicy::Opportunistic => self.log_in(),
             (State::StartTls, 400..) => self.give_up(Trouble::TlsRefused(self.parser.reply())),
-            (State::Auth(step), _) => self.handle_auth_reply(step, code),
+            (State::Auth(login), _) => self.handle_auth_reply(login, code),
             (State::Envelope(transaction), _) => self.handle_envelope_reply(transaction, code),
             (State::Body(transaction), 400..) => return self.refused_within_body(transaction),
             (State::EndOfData { transaction, position }, 200..300 | 400..) => {
@@ -525,42 +529,53 @@ impl Client {
         if !self.encrypted && !self.settings.plain_text_login {
             return self.give_up(Trouble::LoginNeedsTls);
         }
-        if self.capabilities.auth_plain {
-            let response = plain_response(&credentials);
-            // RFC 4954 section 4: the initial response must fit the command line of 512 octets.
-            if response.len() + "AUTH PLAIN \r\n".len() <= 512 {
-                self.line(&["AUTH PLAIN ", &response]);
-                return State::Auth(AuthStep::Verdict);
-            }
-            self.line(&["AUTH PLAIN"]);
-            return State::Auth(AuthStep::PlainResponse);
+        let Some(mechanism) = sasl::client::choose(self.capabilities.mechanisms(), true) else {
+            return self.give_up(Trouble::LoginNotOffered);
+        };
+        let Credentials { username, password } = &*credentials;
+        match sasl::client::Client::begin(mechanism, username, password, &self.settings.nonce) {
+            Ok((exchange, initial)) => self.begin_login(mechanism.name(), exchange, initial),
+            Err(error) => self.give_up(Trouble::LoginFailed(error.to_string())),
         }
-        if self.capabilities.auth_login {
-            self.line(&["AUTH LOGIN"]);
-            return State::Auth(AuthStep::LoginUsername);
-        }
-        self.give_up(Trouble::LoginNotOffered)
     }
 
-    fn handle_auth_reply(&mut self, step: AuthStep, code: u16) -> State {
-        let Some(credentials) = self.settings.credentials.clone() else {
-            unreachable!("AUTH is sent only with credentials")
-        };
-        match (step, code) {
-            (AuthStep::Verdict, 200..300) => self.become_ready(),
-            (AuthStep::PlainResponse, 334) => {
-                self.line(&[&plain_response(&credentials)]);
-                State::Auth(AuthStep::Verdict)
+    fn begin_login(&mut self, mechanism: &str, exchange: sasl::client::Client, initial: Option<Vec<u8>>) -> State {
+        let encoded = initial.as_ref().map(|initial| STANDARD.encode(initial));
+        // RFC 4954 section 4: the initial response must fit the command line of 512 octets.
+        match encoded.filter(|encoded| "AUTH  \r\n".len() + mechanism.len() + encoded.len() <= 512) {
+            Some(encoded) => {
+                self.line(&["AUTH ", mechanism, " ", &encoded]);
+                State::Auth(Login { exchange, initial: None })
             }
-            (AuthStep::LoginUsername, 334) => {
-                self.line(&[&STANDARD.encode(&credentials.username)]);
-                State::Auth(AuthStep::LoginPassword)
+            None => {
+                self.line(&["AUTH ", mechanism]);
+                State::Auth(Login { exchange, initial })
             }
-            (AuthStep::LoginPassword, 334) => {
-                self.line(&[&STANDARD.encode(&credentials.password)]);
-                State::Auth(AuthStep::Verdict)
+        }
+    }
+
+    fn handle_auth_reply(&mut self, mut login: Login, code: u16) -> State {
+        match code {
+            200..300 => match login.exchange.accepted() {
+                Ok(()) => self.become_ready(),
+                Err(error) => self.give_up(Trouble::LoginFailed(error.to_string())),
+            },
+            334 => {
+                // What is not base64 is prose of a server that speaks LOGIN; no other mechanism takes an empty challenge.
+                let challenge = STANDARD.decode(self.parser.reply().text.trim_end()).unwrap_or_default();
+                let response = match login.initial.take() {
+                    Some(initial) => Ok(initial),
+                    None => login.exchange.respond(&challenge),
+                };
+                match response {
+                    Ok(response) => {
+                        self.line(&[&STANDARD.encode(response)]);
+                        State::Auth(login)
+                    }
+                    Err(error) => self.give_up(Trouble::LoginFailed(error.to_string())),
+                }
             }
-            (_, 400..) => self.give_up(Trouble::LoginRefused(self.parser.reply())),
+            400.. => self.give_up(Trouble::LoginRefused(self.parser.reply())),
             _ => self.give_up(Trouble::Unexpected(Stage::Auth, self.parser.reply())),
         }
     }
@@ -787,9 +802,4 @@ fn rcpt_refusal(reply: Reply) -> Progress {
         return Progress::TooMany(Reply { code: 452, ..reply });
     }
     Progress::Settled(refusal(reply))
-}
-
-/// RFC 4616: no authorization identity, name, password.
-fn plain_response(credentials: &Credentials) -> String {
-    STANDARD.encode(format!("\0{}\0{}", credentials.username, credentials.password))
 }

@@ -39,6 +39,7 @@ fn scene(recipients: &[&str]) -> Scene {
             helo: "me".into(),
             tls: TlsPolicy::None,
             credentials: None,
+            nonce: "rOprNGfwEbeRWgbNEkqO".into(),
             plain_text_login: true,
             chunking: true,
         },
@@ -62,7 +63,7 @@ impl Scene {
         while lines.peek().is_some() {
             let mut said = String::new();
             while let Some(text) = lines.peek().and_then(|line| line.strip_prefix("C: ")) {
-                said += &format!("{text}\r\n");
+                said += &format!("{}\r\n", if text == "(empty)" { "" } else { text });
                 lines.next();
             }
             assert_eq!(String::from_utf8_lossy(client.output()), said, "with split {split}, after {results:?}");
@@ -523,6 +524,18 @@ fn login_by_what_the_server_offers() {
     scene.check(&format!("{hello}{login}S: 235 in\nC: QUIT\nS: 221 bye"), &["closed"]);
     let refused = format!("{hello}{login}S: 535 5.7.8 no\nC: QUIT");
     scene.check(&refused, &["failed 451 4.7.8 login refused: 535 5.7.8 no"]);
+    // RFC 7677 section 3, but for the name of the server.
+    let (name, password) = ("user".into(), "pencil".into());
+    let known = Some(Arc::new(Credentials { username: name, password }));
+    let joe = std::mem::replace(&mut scene.settings.credentials, known);
+    let first = "S: 250 AUTH PLAIN SCRAM-SHA-256\nC: AUTH SCRAM-SHA-256 biwsbj11c2VyLHI9ck9wck5HZndFYmVSV2diTkVrcU8=
+        S: 334 cj1yT3ByTkdmd0ViZVJXZ2JORWtxTyVodllEcFdVYTJSYVRDQWZ1eEZJbGopaE5sRiRrMCxzPVcyMlphSjBTTlk3c29Fc1VFamI2Z1E9PSxpPTQwOTY=
+        C: Yz1iaXdzLHI9ck9wck5HZndFYmVSV2diTkVrcU8laHZZRHBXVWEyUmFUQ0FmdXhGSWxqKWhObEYkazAscD1kSHpiWmFwV0lrNGpVaE4rVXRlOXl0YWc5empmTUhnc3FtbWl6N0FuZFZRPQ==";
+    let proof = "S: 334 dj02cnJpVFJCaTIzV3BSUi93dHVwK21NaFVaVW4vZEI1bkxUSlJzamw5NUc0PQ==\nC: (empty)\n";
+    scene.check(&format!("{hello}{first}\n{proof}S: 235 in\nC: QUIT\nS: 221 bye"), &["closed"]);
+    let unproven = "failed 451 4.7.8 login failed: the server could not prove that it knows the password";
+    scene.check(&format!("{hello}{first}\nS: 235 in"), &[unproven]);
+    scene.settings.credentials = joe;
     let none = format!("{hello}S: 250 AUTH GSSAPI\nC: QUIT");
     scene.check(&none, &["failed 451 4.7.4 no AUTH mechanism in common"]);
     scene.settings.tls = TlsPolicy::Opportunistic;
