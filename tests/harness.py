@@ -721,17 +721,18 @@ class Buffered:
 class Dns:
     """knotd with zones given as text, on one address and port.
 
-    `zones` maps an origin ("test.") to zone-file lines without SOA and NS, which are added.
+    `zones` maps an origin ("test.") to zone-file lines without SOA and NS, which are added. `also` names zones without a
+    file: questions about them are answered with SERVFAIL.
     """
 
-    def __init__(self, box, zones, address="127.0.0.1", port=None, netns=None):
+    def __init__(self, box, zones, address="127.0.0.1", port=None, netns=None, also=()):
         need("knotd", "kdig")
         self.box, self.address, self.port, self.netns = box, address, port or free_port(address), netns
         self.dir = box.dir / f"knot-{address}-{self.port}"
         (self.dir / "run").mkdir(parents=True)
         for origin, text in zones.items():
             self.write_zone(origin, text)
-        zone_list = "\n".join(f"  - domain: {origin}" for origin in zones)
+        zone_list = "\n".join(f"  - domain: {origin}" for origin in [*zones, *also])
         (self.dir / "knot.conf").write_text(f"""\
 server:
   rundir: "{self.dir}/run"
