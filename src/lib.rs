@@ -25,6 +25,7 @@ pub mod shard;
 pub mod smtp;
 pub mod spool;
 pub mod telemetry;
+pub mod throttle;
 #[cfg(test)]
 mod tidy;
 pub mod tls;

@@ -5,6 +5,7 @@ use crate::bus::{Protocol, TlsPolicy};
 use crate::config::{CertificateFiles, Config, Limits, ListenerTls, NextHopConfig, Route, SmtpListener};
 use crate::dns::FamilyPolicy;
 use crate::mailbox::policy::Limit;
+use crate::throttle::Rate;
 use std::fmt::{Display, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -111,6 +112,13 @@ fn show_smtp(section: &mut Section<'_>, listener: &SmtpListener, shared: &Limits
     section.list("xclient_networks", &listener.xclient_networks);
     section.list("xforward_networks", &listener.xforward_networks);
     section.list("proxy_protocol_networks", &listener.proxy_protocol_networks);
+    section.text("greet_pause", Span(listener.greet_pause));
+    section.text("helo_check", listener.helo_check.name());
+    section.text("sender_check", listener.sender_check.name());
+    section.text("sender_must_match_login", listener.sender_must_match_login.name());
+    section.plain("dnsbl_threshold", listener.dnsbl_threshold);
+    section.plain("greylisting", listener.greylisting);
+    section.plain("complete_header", listener.complete_header);
     let limits = &listener.limits;
     if limits != shared {
         section.begin("[smtp.limits]");
@@ -186,8 +194,11 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     section.text("command_timeout", Span(limits.command_timeout));
     section.text("data_timeout", Span(limits.data_timeout));
     section.plain("errors_max", limits.errors_max);
+    section.plain("tarpit_errors", limits.tarpit_errors);
+    section.text("tarpit_delay", Span(limits.tarpit_delay));
     section.plain("sessions_max", limits.sessions_max);
     section.text("stop_timeout", Span(limits.stop_timeout));
+    show_rates(section, config);
     section.begin("[retry]");
     let retry = &config.retry;
     section.text("delay_min", Span(retry.delay_min));
@@ -221,6 +232,36 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     section.text("quit", Span(timeouts.quit));
 }
 
+fn show_rates(section: &mut Section<'_>, config: &Config) {
+    section.begin("[client_limits]");
+    let client = &config.client_limits;
+    section.plain("sessions_max", client.sessions_max);
+    section.rate("connections", client.connections);
+    section.rate("messages", client.messages);
+    section.rate("recipients", client.recipients);
+    section.rate("errors", client.errors);
+    section.rate("bytes", client.bytes);
+    for (header, limits) in [("[account_limits]", &config.account_limits), ("[sender_limits]", &config.sender_limits)] {
+        section.begin(header);
+        section.rate("messages", limits.messages);
+        section.rate("recipients", limits.recipients);
+        section.rate("bytes", limits.bytes);
+    }
+    section.begin("[login_limits]");
+    section.rate("account_failures", config.login_limits.account_failures);
+    section.rate("client_failures", config.login_limits.client_failures);
+    for dnsbl in &config.dnsbls {
+        section.begin("[[dnsbl]]");
+        section.text("zone", &dnsbl.zone);
+        section.plain("weight", dnsbl.weight);
+        section.list("answers", &dnsbl.answers);
+    }
+    section.begin("[greylist]");
+    section.text("delay", Span(config.greylist.delay));
+    section.text("retry_within", Span(config.greylist.retry_within));
+    section.text("lifetime", Span(config.greylist.lifetime));
+}
+
 /// Writes sections and their keys.
 struct Section<'a>(&'a mut String);
 
@@ -235,6 +276,13 @@ impl Section<'_> {
 
     fn text(&mut self, key: &str, value: impl Display) {
         self.plain(key, toml::Value::String(value.to_string()));
+    }
+
+    fn rate(&mut self, key: &str, rate: Option<Rate>) {
+        match rate {
+            Some(Rate { count, period }) => self.text(key, format_args!("{count}/{}", Span(period))),
+            None => self.text(key, "none"),
+        }
     }
 
     fn list(&mut self, key: &str, values: &[impl Display]) {
@@ -315,24 +363,14 @@ mod tests {
         assert!(!to_toml(&config).contains("s3cret"));
     }
 
-    /// Sections of the parser with their keys, from what it says to a key that cannot be meant.
+    /// Keys of the parser at the top level and in the documented sections, from what it says to one that cannot be meant.
     fn known_keys() -> Vec<String> {
         let mut keys = Vec::new();
-        for header in [
-            "",
-            "[[smtp]]",
-            "[smtp.limits]",
-            "[[pop3]]",
-            "[admin]",
-            "[relay]",
-            "[limits]",
-            "[mailboxes]",
-            "[retry]",
-            "[[route]]",
-        ]
-        .into_iter()
-        .chain(["[delivery]", "[timeouts]", "[dns]", "[spool]", "[tls]", "[[tls.sni]]", "[pop3_sessions]"])
-        {
+        let documented = include_str!("../../docs/configuration.md").lines().filter_map(|line| {
+            line.strip_prefix("## `").and_then(|title| title.strip_suffix('`'))
+        });
+        // A section that is not documented is seen at the top level.
+        for header in std::iter::once("").chain(documented) {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("ringmail.toml");
             std::fs::write(
@@ -364,6 +402,9 @@ mod tests {
         for line in docs.lines() {
             if let Some(title) = line.strip_prefix("## ") {
                 header = if title == "Top level" { String::new() } else { title.trim_matches('`').to_owned() };
+                if let Some(name) = title.strip_prefix("`[").and_then(|rest| rest.strip_suffix("]`")) {
+                    documented.push(name.trim_matches(['[', ']']).to_owned());
+                }
             }
             let Some(row) = line.strip_prefix("| `") else { continue };
             let key = row.split_once("` |").unwrap().0;
@@ -372,10 +413,6 @@ mod tests {
             let section = header.trim_matches(['[', ']']);
             documented.push(if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") });
         }
-        let sections = ["smtp", "pop3", "admin", "relay", "limits", "mailboxes", "retry", "route", "delivery", "dns"]
-            .into_iter()
-            .chain(["timeouts", "spool", "tls", "smtp.limits", "tls.sni", "pop3_sessions"]);
-        documented.extend(sections.map(str::to_owned));
         let mut known = known_keys();
         known.sort();
         documented.sort();
@@ -415,6 +452,7 @@ mod tests {
             }
             ("[[route]]", _) => (example.to_owned(), "domain = \"*\"\nhost = \"a.test\"".to_owned()),
             // The example's files are not on every machine.
+            ("[[dnsbl]]", key) if key != "zone" => (example.to_owned(), "zone = \"a.test\"".to_owned()),
             // Whole tables below this one.
             ("[[smtp]]", "limits") | ("[tls]", "sni") => panic!("{key} is a section of its own"),
             ("[[tls.sni]]", "key") => (pem_line("key"), pem_line("certificate")),

@@ -5,11 +5,13 @@ use super::admin::Admin;
 use super::check::{domain, in_range, plain};
 use super::delivery::{DeliveryTable, delivery};
 use super::dns::{DnsTable, dns};
+use super::dnsbl::{DnsblTable, GreylistTable, dnsbls, greylist};
 use super::error::Problem;
 use super::limits::{LimitsTable, limits};
 use super::mailboxes::{MailboxesTable, mailboxes};
 use super::pop3::{Pop3, pop3_listener};
 use super::pop3_sessions::{Pop3SessionsTable, pop3_sessions};
+use super::rates::{ClientLimitsTable, LoginLimitsTable, SendLimitsTable, client_limits, login_limits, send_limits};
 use super::relay::{Relay, relay};
 use super::retry::{RetryTable, retry};
 use super::route::{RouteTable, route};
@@ -35,6 +37,12 @@ pub(super) struct File {
     admin: Admin,
     relay: Relay,
     limits: LimitsTable,
+    client_limits: ClientLimitsTable,
+    account_limits: SendLimitsTable,
+    sender_limits: SendLimitsTable,
+    login_limits: LoginLimitsTable,
+    dnsbl: Vec<DnsblTable>,
+    greylist: GreylistTable,
     mailboxes: MailboxesTable,
     retry: Spanned2<RetryTable>,
     route: Vec<RouteTable>,
@@ -95,6 +103,12 @@ impl File {
             admin,
             relay: relay(self.relay)?,
             limits,
+            client_limits: client_limits(&self.client_limits)?,
+            account_limits: send_limits(&self.account_limits),
+            sender_limits: send_limits(&self.sender_limits),
+            login_limits: login_limits(&self.login_limits),
+            dnsbls: dnsbls(self.dnsbl)?,
+            greylist: greylist(&self.greylist)?,
             retry: retry(&self.retry.0)?,
             routes: self.route.into_iter().map(route).collect::<Result<_, _>>()?,
             timeouts: timeouts(self.timeouts, &delivery)?,

@@ -22,7 +22,11 @@ pub struct Limits {
     pub data_timeout: Duration,
     /// Commands refused before the session ends with 421; default 20.
     pub errors_max: usize,
-    /// Sessions at once on all listeners; default 10,000.
+    /// From this count of refused commands on, each reply to another waits for `tarpit_delay`; default 10.
+    pub tarpit_errors: usize,
+    /// Default 1 s.
+    pub tarpit_delay: Duration,
+    /// Sessions at once on all listeners; default 16,384.
     pub sessions_max: usize,
     /// Time that a stop waits for sessions; default 10 s.
     pub stop_timeout: Duration,
@@ -37,6 +41,8 @@ pub(super) struct LimitsTable {
     command_timeout: Spanned<Period>,
     data_timeout: Spanned<Period>,
     errors_max: Spanned<usize>,
+    tarpit_errors: Spanned<usize>,
+    tarpit_delay: Spanned<Period>,
     sessions_max: Spanned<usize>,
     stop_timeout: Spanned<Period>,
 }
@@ -50,7 +56,9 @@ impl Default for LimitsTable {
             command_timeout: seconds(300),
             data_timeout: seconds(180),
             errors_max: plain(20),
-            sessions_max: plain(10_000),
+            tarpit_errors: plain(10),
+            tarpit_delay: seconds(1),
+            sessions_max: plain(16_384),
             stop_timeout: seconds(10),
         }
     }
@@ -64,6 +72,13 @@ pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
         command_timeout: time(&table.command_timeout, "command_timeout")?,
         data_timeout: time(&table.data_timeout, "data_timeout")?,
         errors_max: errors_max(&table.errors_max)?,
+        tarpit_errors: in_range(&table.tarpit_errors, 0..=1_000_000, "tarpit_errors")?,
+        tarpit_delay: in_range_by(
+            &table.tarpit_delay,
+            |p| p.0,
+            Duration::ZERO..=Duration::from_secs(60),
+            "tarpit_delay",
+        )?,
         sessions_max: in_range(&table.sessions_max, 1..=1_000_000, "sessions_max")?,
         stop_timeout: time(&table.stop_timeout, "stop_timeout")?,
     })

@@ -6,6 +6,7 @@ mod admin;
 mod check;
 mod delivery;
 mod dns;
+mod dnsbl;
 mod error;
 mod file;
 mod limits;
@@ -13,6 +14,7 @@ mod mailboxes;
 mod network;
 mod pop3;
 mod pop3_sessions;
+mod rates;
 mod relay;
 mod retry;
 mod route;
@@ -24,16 +26,18 @@ mod units;
 
 pub use delivery::Delivery;
 pub use dns::Dns;
+pub use dnsbl::{Dnsbl, GreylistConfig};
 pub use error::ConfigError;
 pub use limits::Limits;
 pub use mailboxes::{Mailboxes, OverQuota};
 pub use network::IpNetwork;
 pub use pop3::Pop3Listener;
 pub use pop3_sessions::Pop3Sessions;
+pub use rates::{ClientLimits, LoginLimits, SendLimits};
 pub use relay::RelayPolicy;
 pub use retry::Retry;
 pub use route::{NextHopConfig, Route};
-pub use smtp::{LineEndings, Profile, SmtpListener};
+pub use smtp::{HeloCheck, LineEndings, LoginSenders, Profile, SenderCheck, SmtpListener};
 pub use spool::SpoolConfig;
 pub use timeouts::Timeouts;
 pub use tls::{CertificateFiles, ClientCertificates, ListenerTls, TlsFiles, TlsMode};
@@ -63,6 +67,18 @@ pub struct Config {
     pub relay: RelayPolicy,
     /// Limits of inbound sessions.
     pub limits: Limits,
+    /// What one client network may do.
+    pub client_limits: ClientLimits,
+    /// What one login may do.
+    pub account_limits: SendLimits,
+    /// What one reverse-path may do, where there is no login.
+    pub sender_limits: SendLimits,
+    /// Failed logins.
+    pub login_limits: LoginLimits,
+    /// DNS lists that are asked about strangers.
+    pub dnsbls: Vec<Dnsbl>,
+    /// Times of greylisting.
+    pub greylist: GreylistConfig,
     /// Local domains and users.
     pub mailboxes: Mailboxes,
     /// Retry times and lifetimes.

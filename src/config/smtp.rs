@@ -1,13 +1,15 @@
 //! `[[smtp]]`: the listeners that take mail, and what their profiles set.
 
-use super::check::networks;
+use super::check::{in_range, in_range_by, networks};
 use super::error::Problem;
 use super::limits::{LimitsOverride, overridden};
 use super::tls::{ClientCertificates, ListenerTls, TlsMode, listener_tls, readable};
+use super::units::Period;
 use super::{IpNetwork, Limits};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use toml::Spanned;
 
 /// One SMTP or LMTP listener.
@@ -33,8 +35,90 @@ pub struct SmtpListener {
     pub xforward_networks: Vec<IpNetwork>,
     /// Proxies: connections from here begin with a PROXY header, and only those.
     pub proxy_protocol_networks: Vec<IpNetwork>,
+    /// Strangers are greeted after this time; who talks before is refused. Zero greets at once.
+    pub greet_pause: Duration,
+    /// What strangers may call themselves.
+    pub helo_check: HeloCheck,
+    /// Which reverse-paths strangers may use.
+    pub sender_check: SenderCheck,
+    /// Which reverse-paths a login may use.
+    pub sender_must_match_login: LoginSenders,
+    /// Strangers whose weight in the lists of `[[dnsbl]]` reaches this are refused; 0 asks nobody.
+    pub dnsbl_threshold: i32,
+    /// Strangers wait at first.
+    pub greylisting: bool,
+    /// Missing Date and Message-ID fields are added (RFC 6409 section 8).
+    pub complete_header: bool,
     /// `[limits]` with what the listener has otherwise.
     pub limits: Limits,
+}
+
+/// What strangers may call themselves in EHLO and HELO.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum HeloCheck {
+    /// Whatever the grammar allows.
+    #[default]
+    Any,
+    /// A name with a dot or an address literal, and not our own name.
+    Fqdn,
+    /// Besides, a name that DNS has an address or MX for.
+    Resolves,
+}
+
+impl HeloCheck {
+    /// As it is configured.
+    pub fn name(self) -> &'static str {
+        match self {
+            HeloCheck::Any => "any",
+            HeloCheck::Fqdn => "fqdn",
+            HeloCheck::Resolves => "resolves",
+        }
+    }
+}
+
+/// Which reverse-paths strangers may use.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum SenderCheck {
+    /// All.
+    #[default]
+    Any,
+    /// Those that an answer could reach: local users, and domains with an MX or address, without a null MX.
+    Known,
+}
+
+impl SenderCheck {
+    /// As it is configured.
+    pub fn name(self) -> &'static str {
+        match self {
+            SenderCheck::Any => "any",
+            SenderCheck::Known => "known",
+        }
+    }
+}
+
+/// Which reverse-paths a login may use; the null one always.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum LoginSenders {
+    /// All.
+    None,
+    /// In local domains its own addresses only.
+    Local,
+    /// Its own addresses only.
+    Always,
+}
+
+impl LoginSenders {
+    /// As it is configured.
+    pub fn name(self) -> &'static str {
+        match self {
+            LoginSenders::None => "none",
+            LoginSenders::Local => "local",
+            LoginSenders::Always => "always",
+        }
+    }
 }
 
 /// What a listener is for.
@@ -115,8 +199,22 @@ pub(super) struct Smtp {
     #[serde(default)]
     proxy_protocol_networks: Vec<Spanned<String>>,
     #[serde(default)]
+    greet_pause: Option<Spanned<Period>>,
+    #[serde(default)]
+    helo_check: HeloCheck,
+    #[serde(default)]
+    sender_check: SenderCheck,
+    sender_must_match_login: Option<LoginSenders>,
+    dnsbl_threshold: Option<Spanned<i32>>,
+    #[serde(default)]
+    greylisting: bool,
+    complete_header: Option<bool>,
+    #[serde(default)]
     limits: LimitsOverride,
 }
+
+/// Clients wait 5 minutes for a greeting (RFC 5321 section 4.5.3.2.1), some less.
+const GREET_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Checks the listeners. `any_certificate`: `[tls]` has one for those without their own.
 pub(super) fn smtp_listeners(
@@ -154,6 +252,15 @@ fn smtp_listener(smtp: Smtp, any_certificate: bool, limits: &Limits) -> Result<S
         let message = "auth = false does not go with auth_required or auth_without_tls";
         return Err(Problem::new(spanned.span().start, message, "leave one of them out"));
     }
+    let greet_pause = match smtp.greet_pause {
+        Some(pause) => in_range_by(&pause, |p| p.0, Duration::ZERO..=GREET_PAUSE_MAX, "greet_pause")?,
+        None => Duration::ZERO,
+    };
+    let dnsbl_threshold = match smtp.dnsbl_threshold {
+        Some(threshold) => in_range(&threshold, 0..=1000, "dnsbl_threshold")?,
+        None => i32::from(profile == Profile::Mx),
+    };
+    let login_senders = if profile.is_submission() { LoginSenders::Local } else { LoginSenders::None };
     Ok(SmtpListener {
         address: smtp.address.into_inner(),
         profile,
@@ -165,6 +272,13 @@ fn smtp_listener(smtp: Smtp, any_certificate: bool, limits: &Limits) -> Result<S
         xclient_networks: networks(&smtp.xclient_networks, "xclient_networks")?,
         xforward_networks: networks(&smtp.xforward_networks, "xforward_networks")?,
         proxy_protocol_networks: networks(&smtp.proxy_protocol_networks, "proxy_protocol_networks")?,
+        greet_pause,
+        helo_check: smtp.helo_check,
+        sender_check: smtp.sender_check,
+        sender_must_match_login: smtp.sender_must_match_login.unwrap_or(login_senders),
+        dnsbl_threshold,
+        greylisting: smtp.greylisting,
+        complete_header: smtp.complete_header.unwrap_or(profile.is_submission() || profile == Profile::Local),
         limits: overridden(limits, &smtp.limits)?,
     })
 }

@@ -1,5 +1,6 @@
 //! Sizes (`50 MiB`) and durations (`5m`) as operators write them.
 
+use crate::throttle::{PERIOD_MAX, Rate};
 use serde::{Deserialize, Deserializer, de};
 use std::time::Duration;
 
@@ -10,6 +11,10 @@ pub(super) struct ByteSize(pub u64);
 /// A time span: text with `ms`, `s`, `m`, `h` or `d`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Period(pub Duration);
+
+/// So many in a time: text like `600/1m`, with a size before the slash where octets are counted, or `none`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RateText(pub Option<Rate>);
 
 const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 const PERIOD_UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
@@ -53,6 +58,27 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let (number, unit) = text.split_at(digits);
     let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim_start())?;
     number.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
+impl<'de> Deserialize<'de> for RateText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bad = || de::Error::custom("not a rate: write text like \"600/1m\" or \"1 GiB/1h\", or \"none\"");
+        let text = String::deserialize(deserializer).map_err(|_| bad())?;
+        parse_rate(&text).map(RateText).ok_or_else(bad)
+    }
+}
+
+/// `Some(None)` is no bound.
+fn parse_rate(text: &str) -> Option<Option<Rate>> {
+    if text == "none" {
+        return Some(None);
+    }
+    let (count, period) = text.split_once('/')?;
+    let (count, period) = (count.trim(), period.trim());
+    let count = count.parse().ok().or_else(|| parse(count, &SIZE_UNITS))?;
+    let period = Duration::from_millis(parse(period, &PERIOD_UNITS)?);
+    let sane = count > 0 && period >= Duration::from_secs(1) && period <= PERIOD_MAX;
+    sane.then_some(Some(Rate { count, period }))
 }
 
 #[derive(Deserialize)]
@@ -106,6 +132,19 @@ mod tests {
             ("1.5h", None),
         ] {
             assert_eq!(parse(text, &PERIOD_UNITS), expected, "{text}");
+        }
+        let rate = |count, seconds| Some(Some(Rate { count, period: Duration::from_secs(seconds) }));
+        for (text, expected) in [
+            ("600/1m", rate(600, 60)),
+            ("1 GiB/1h", rate(1 << 30, 3600)),
+            ("none", Some(None)),
+            ("0/1m", None),
+            ("5/0s", None),
+            ("5/99d", None),
+            ("5", None),
+            ("/1m", None),
+        ] {
+            assert_eq!(parse_rate(text), expected, "{text}");
         }
         assert_eq!((50u64 << 20).shown(), "\"50 MiB\"");
         assert_eq!(Duration::from_secs(300).shown(), "\"5m\"");
