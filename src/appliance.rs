@@ -10,7 +10,7 @@ use crate::dns::route::{Identity, RouteOptions};
 use crate::dns::{Resolver, ResolverSettings};
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::pop3::{self, PopContext, PopCounts};
-use crate::receive::SessionGate;
+use crate::receive::Doorman;
 use crate::rt::{self, Executor, HelperPool};
 use crate::schedule::driver::{self, Ended, World};
 use crate::shard::{self, Seed};
@@ -155,7 +155,8 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
     };
     threads.push(start_pop3(config.clone(), pop, pop_meter)?);
 
-    let gate = Arc::new(SessionGate::new(config.limits.sessions_max));
+    let doorman = Arc::new(Doorman::new(rt::now()));
+    let descriptors_max = room_of_descriptors(config);
     let mut shards = Vec::new();
     let mut orders = Vec::new();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -174,7 +175,9 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
             authenticator: authenticator.clone(),
             tls: tls.smtp.clone(),
             client_tls: client_tls.clone(),
-            gate: gate.clone(),
+            doorman: doorman.clone(),
+            resolver: resolver_settings.clone(),
+            descriptors_max,
             log: log.clone(),
             meter: telemetry.register(&name),
             started,
@@ -485,6 +488,19 @@ fn os_error(error: io::Error) -> StartError {
         format!("the system refused: {error}"),
         "check limits of threads, memory and descriptors",
     )
+}
+
+/// Inbound sessions that there are descriptors for: a quarter of them (1,000 at most) stays for files and deliveries.
+fn room_of_descriptors(config: &Config) -> usize {
+    let descriptors = rt::descriptors_max();
+    let room = descriptors - (descriptors / 4).min(1000);
+    if room < config.limits.sessions_max {
+        tracing::warn!(
+            "sessions_max is {}, but {descriptors} descriptors leave room for {room}: raise LimitNOFILE or `ulimit -n`",
+            config.limits.sessions_max
+        );
+    }
+    room
 }
 
 fn random_seed() -> u64 {

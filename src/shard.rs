@@ -3,8 +3,9 @@
 use crate::bus::{Moved, ToScheduler, ToShard};
 use crate::config::Config;
 use crate::deliver::Outbound;
+use crate::dns::{Resolver, ResolverSettings};
 use crate::mailbox::{Authenticator, DirectoryHandle};
-use crate::receive::{self, Receiver, SessionGate};
+use crate::receive::{self, Doorman, Receiver};
 use crate::rt;
 use crate::smtp::data;
 use crate::spool::{
@@ -40,8 +41,12 @@ pub struct Seed {
     pub tls: Vec<Option<TlsAcceptor>>,
     /// For outbound STARTTLS.
     pub client_tls: ClientTls,
-    /// Inbound sessions of all shards.
-    pub gate: Arc<SessionGate>,
+    /// Counts inbound clients of all shards.
+    pub doorman: Arc<Doorman>,
+    /// How to ask the DNS about them.
+    pub resolver: ResolverSettings,
+    /// Inbound sessions that descriptors leave room for.
+    pub descriptors_max: usize,
     /// The event log.
     pub log: EventLog,
     /// This executor's counters.
@@ -55,7 +60,7 @@ pub struct Seed {
 /// Runs a shard until `ToShard::Stop`.
 pub async fn run(seed: Seed) {
     let Seed { config, spool, reader, mut inbox, scheduler, directory, authenticator, .. } = seed;
-    let Seed { tls, client_tls, gate, log, meter, started, receiving_ended, .. } = seed;
+    let Seed { tls, client_tls, doorman, resolver, descriptors_max, log, meter, started, receiving_ended, .. } = seed;
     rt::spawn(meter.clone().beat());
     let mut bound = Vec::new();
     for (settings, tls) in config.smtp_listeners.iter().zip(tls) {
@@ -74,7 +79,9 @@ pub async fn run(seed: Seed) {
         scheduler: scheduler.clone(),
         directory,
         authenticator,
-        gate,
+        doorman,
+        resolver: Resolver::new(resolver),
+        descriptors_max,
         log: log.clone(),
         meter: meter.clone(),
     });

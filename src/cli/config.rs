@@ -193,6 +193,7 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     section.plain("hops_max", limits.hops_max);
     section.text("command_timeout", Span(limits.command_timeout));
     section.text("data_timeout", Span(limits.data_timeout));
+    section.text("session_timeout", Span(limits.session_timeout));
     section.plain("errors_max", limits.errors_max);
     section.plain("tarpit_errors", limits.tarpit_errors);
     section.text("tarpit_delay", Span(limits.tarpit_delay));
@@ -366,9 +367,9 @@ mod tests {
     /// Keys of the parser at the top level and in the documented sections, from what it says to one that cannot be meant.
     fn known_keys() -> Vec<String> {
         let mut keys = Vec::new();
-        let documented = include_str!("../../docs/configuration.md").lines().filter_map(|line| {
-            line.strip_prefix("## `").and_then(|title| title.strip_suffix('`'))
-        });
+        let documented = include_str!("../../docs/configuration.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("## `").and_then(|title| title.strip_suffix('`')));
         // A section that is not documented is seen at the top level.
         for header in std::iter::once("").chain(documented) {
             let folder = tempfile::tempdir().unwrap();

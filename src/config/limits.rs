@@ -20,6 +20,8 @@ pub struct Limits {
     pub command_timeout: Duration,
     /// Time to wait for the next octets of data; default 3 min.
     pub data_timeout: Duration,
+    /// Time without an accepted message after which a session ends; default 1 h.
+    pub session_timeout: Duration,
     /// Commands refused before the session ends with 421; default 20.
     pub errors_max: usize,
     /// From this count of refused commands on, each reply to another waits for `tarpit_delay`; default 10.
@@ -40,6 +42,7 @@ pub(super) struct LimitsTable {
     hops_max: Spanned<usize>,
     command_timeout: Spanned<Period>,
     data_timeout: Spanned<Period>,
+    session_timeout: Spanned<Period>,
     errors_max: Spanned<usize>,
     tarpit_errors: Spanned<usize>,
     tarpit_delay: Spanned<Period>,
@@ -55,6 +58,7 @@ impl Default for LimitsTable {
             hops_max: plain(50),
             command_timeout: seconds(300),
             data_timeout: seconds(180),
+            session_timeout: seconds(3600),
             errors_max: plain(20),
             tarpit_errors: plain(10),
             tarpit_delay: seconds(1),
@@ -71,6 +75,7 @@ pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
         hops_max: in_range(&table.hops_max, 1..=1000, "hops_max")?,
         command_timeout: time(&table.command_timeout, "command_timeout")?,
         data_timeout: time(&table.data_timeout, "data_timeout")?,
+        session_timeout: time(&table.session_timeout, "session_timeout")?,
         errors_max: errors_max(&table.errors_max)?,
         tarpit_errors: in_range(&table.tarpit_errors, 0..=1_000_000, "tarpit_errors")?,
         tarpit_delay: in_range_by(

@@ -38,6 +38,13 @@ pub struct SendLimits {
     pub bytes: Option<Rate>,
 }
 
+impl SendLimits {
+    /// Something has to be counted.
+    pub fn bounds_anything(&self) -> bool {
+        self.messages.is_some() || self.recipients.is_some() || self.bytes.is_some()
+    }
+}
+
 /// Bounds of failed logins.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LoginLimits {

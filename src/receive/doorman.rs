@@ -40,17 +40,6 @@ pub struct Doorman {
     pub greylist: Greylist,
 }
 
-/// Who is counted.
-#[derive(Clone, Copy, Debug)]
-pub enum Who<'a> {
-    /// A login.
-    Login(&'a str),
-    /// A client that is neither trusted nor logged in.
-    Stranger(IpAddr),
-    /// A client of a trusted network.
-    Trusted,
-}
-
 impl Doorman {
     /// Nobody is in. `now` is not later than any time that it will be told.
     pub fn new(now: Instant) -> Doorman {
@@ -337,8 +326,7 @@ mod tests {
         let now = rt::now();
         let doorman = Arc::new(Doorman::new(now));
         let client = address("192.0.2.1");
-        let connected: Vec<bool> =
-            (0..6).map(|_| doorman.admit(client, false, 100, &limits(), now).is_ok()).collect();
+        let connected: Vec<bool> = (0..6).map(|_| doorman.admit(client, false, 100, &limits(), now).is_ok()).collect();
         assert_eq!(connected, [true, true, true, true, true, false]);
         let later = now + MINUTE;
         let count = |act: &dyn Fn() -> Result<(), Reply>| (0..10).filter(|_| act().is_ok()).count();

@@ -1,14 +1,21 @@
-//! A connection comes in: listeners, the driver of SMTP sessions, the relay policy, limits of sessions.
+//! A connection comes in: listeners, the driver of SMTP sessions, the policy and its checks, limits of clients.
 //!
 //! What SMTP says is in `smtp::server`; here octets are moved, people are asked (directory, authenticator, spool) and
 //! deadlines are set.
 
+mod checks;
+mod doorman;
+mod greylist;
+mod header;
 mod input;
 pub mod policy;
 pub mod proxy;
 mod session;
 
+pub use doorman::Doorman;
+
 use crate::config::{self, Config, Profile, SmtpListener, TlsMode};
+use crate::dns::Resolver;
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::rt;
 use crate::smtp::Reply;
@@ -22,7 +29,6 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Time that is left to a refused connection to read why.
@@ -30,39 +36,6 @@ const REFUSAL_TIME: Duration = Duration::from_secs(10);
 /// What a stop waits for beyond `limits.stop_timeout`: deadlines are looked at twice a second, and a stuck last reply
 /// is given up after five seconds.
 const STOP_MARGIN: Duration = Duration::from_secs(7);
-
-/// Counts inbound SMTP sessions of all shards together.
-#[derive(Debug)]
-pub struct SessionGate {
-    open: AtomicUsize,
-    max: usize,
-}
-
-impl SessionGate {
-    /// At most `max` sessions at once.
-    pub fn new(max: usize) -> SessionGate {
-        SessionGate { open: AtomicUsize::new(0), max }
-    }
-
-    /// Sessions that are open now.
-    pub fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    fn enter(self: &Arc<Self>) -> Option<Permit> {
-        let permit = Permit(self.clone());
-        (self.open.fetch_add(1, Ordering::Relaxed) < self.max).then_some(permit)
-    }
-}
-
-/// One open session.
-struct Permit(Arc<SessionGate>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// What a shard's receiving side is made of.
 pub struct Context {
@@ -76,12 +49,23 @@ pub struct Context {
     pub directory: DirectoryHandle,
     /// Checks logins.
     pub authenticator: Authenticator,
-    /// All shards' sessions.
-    pub gate: Arc<SessionGate>,
+    /// Counts clients, logins and senders for all shards.
+    pub doorman: Arc<Doorman>,
+    /// Asks the DNS about strangers.
+    pub resolver: Resolver,
+    /// Sessions that descriptors leave room for.
+    pub descriptors_max: usize,
     /// The event log.
     pub log: EventLog,
     /// This shard's counters.
     pub meter: Arc<Meter>,
+}
+
+impl Context {
+    /// Sessions at once: what is configured, but not more than there are descriptors for.
+    fn sessions_max(&self, config: &Config) -> usize {
+        config.limits.sessions_max.min(self.descriptors_max)
+    }
 }
 
 /// The receiving side of one shard. Cloning shares it.
@@ -99,6 +83,7 @@ struct State {
 
 /// One listener as its sessions see it.
 struct Listener {
+    config: Arc<Config>,
     settings: SmtpListener,
     session: Arc<SessionConfig>,
     /// `None` where it has no TLS.
@@ -130,7 +115,8 @@ impl Receiver {
         let socket = Rc::new(socket);
         self.0.listeners.borrow_mut().push(socket.clone());
         let session = Arc::new(session_config(&self.0.context.config.hostname, settings));
-        let listener = Rc::new(Listener { settings: settings.clone(), session, acceptor });
+        let config = self.0.context.config.clone();
+        let listener = Rc::new(Listener { config, settings: settings.clone(), session, acceptor });
         let receiver = self.clone();
         self.0.group.spawn(async move {
             loop {
@@ -150,7 +136,7 @@ impl Receiver {
     fn accept(&self, listener: Rc<Listener>, stream: rt::TcpStream, peer: SocketAddr) {
         let state = &self.0;
         state.context.meter.counters.connections_smtp_in.increment();
-        let Some(permit) = state.context.gate.enter() else {
+        let Some(permit) = state.context.doorman.enter(state.context.sessions_max(&listener.config)) else {
             return self.refuse(&listener, stream, peer, Reply::new(421, (4, 3, 2), "too many connections"));
         };
         if !state.context.spool.healthy() {
@@ -240,7 +226,7 @@ fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
 struct Registration {
     receiver: Receiver,
     key: usize,
-    _permit: Permit,
+    _permit: doorman::Permit,
 }
 
 impl Drop for Registration {

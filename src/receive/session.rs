@@ -2,25 +2,25 @@
 
 mod chunks;
 
+use super::checks::Listed;
+use super::doorman::ClientPermit;
+use super::header::{self, Missing};
 use super::input::{BUFFER_BYTES, Input};
 use super::proxy::{self, Parsed, Proxied};
-use super::{Context, Listener, State, policy};
+use super::{Context, Listener, State};
 use crate::bus::ToScheduler;
-use crate::config::{IpNetwork, TlsMode};
-use crate::mailbox::{AuthResult, Lookup};
+use crate::config::{IpNetwork, SmtpListener, TlsMode};
+use crate::mailbox::AuthResult;
 use crate::rt::{self, Stream};
 use crate::sasl::scram::fresh_nonce;
 use crate::sasl::server::Evidence;
+use crate::smtp::Reply;
 use crate::smtp::data::{self, BareLineEnd, MessageReceiver, Received};
 use crate::smtp::server::{Event, Peer, Session};
 use crate::smtp::trace::{self, ReceivedField};
-use crate::smtp::{Address, Reply};
-use crate::spool::{
-    BodyType, Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError,
-};
+use crate::spool::{Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError};
 use crate::telemetry;
 use chunks::ChunkedMessage;
-use smallvec::SmallVec;
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
@@ -36,13 +36,15 @@ const MESSAGE_TIME_MAX: Duration = Duration::from_secs(3600);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(60);
 /// A proxy has to say within this time for whom it speaks.
 const PROXY_TIME: Duration = Duration::from_secs(10);
+/// Reads of one session before others of its shard have their turn.
+const READS_IN_A_ROW_MAX: u8 = 16;
 /// Time for writing replies, storing a message, checking a login: the deadline of the read before must not end them.
 const WORK_TIME: Duration = Duration::from_secs(600);
 /// Body octets to gather before they are written to a large message's file.
 const LARGE_CHUNK_BYTES: usize = 256 << 10;
 
 /// Why a session ended without QUIT.
-enum Lost {
+pub(super) enum Lost {
     /// The connection broke or was closed.
     Connection(io::Error),
     /// The peer took too long, or the process stops.
@@ -59,13 +61,24 @@ impl From<io::Error> for Lost {
     }
 }
 
-struct Driver<'a> {
-    state: &'a State,
-    listener: Rc<Listener>,
-    session: Session,
-    stream: Stream,
+pub(super) struct Driver<'a> {
+    pub(super) state: &'a State,
+    /// With the configuration that the session began with.
+    pub(super) listener: Rc<Listener>,
+    pub(super) session: Session,
+    pub(super) stream: Stream,
     idle: Rc<Cell<bool>>,
-    input: Input,
+    pub(super) input: Input,
+    /// Reads since others had their turn.
+    reads: u8,
+    /// The client's place.
+    permit: Option<ClientPermit>,
+    /// What DNS lists say of the client, once they were asked.
+    pub(super) listed: Option<Box<Listed>>,
+    /// Of the session's errors, those that the client has paid for.
+    pub(super) errors_paid: usize,
+    /// When the session began, or last had a message accepted.
+    progress: Instant,
     /// The message whose last chunk has not come.
     chunks: Option<Box<ChunkedMessage>>,
     /// When the octets of a refused chunk have to have come.
@@ -81,12 +94,26 @@ pub(super) async fn serve(
     idle: Rc<Cell<bool>>,
 ) {
     let implicit = listener.settings.tls.mode == TlsMode::Implicit;
-    let client = peer_at(state, &listener, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+    let client = peer_at(&listener, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
     let session = Session::new(listener.session.clone(), client, implicit);
-    let (input, chunks, eating_until) = (Input::default(), None, None);
-    let mut driver = Driver { state, listener, session, stream, idle, input, chunks, eating_until };
+    let mut driver = Driver {
+        state,
+        listener,
+        session,
+        stream,
+        idle,
+        input: Input::default(),
+        reads: 0,
+        permit: None,
+        listed: None,
+        errors_paid: 0,
+        progress: rt::now(),
+        chunks: None,
+        eating_until: None,
+    };
     let Err(lost) = driver.run().await else { return };
-    let (client, in_transaction) = (driver.session.client(), driver.session.in_transaction());
+    let client = driver.session.client();
+    let mut stage = driver.session.in_transaction().then_some("transaction");
     let reason = match lost {
         Lost::TimedOut if state.stopping.get() => {
             driver.say_goodbye("4.3.2", "shutting down").await;
@@ -97,27 +124,30 @@ pub(super) async fn serve(
             "timed out".to_owned()
         }
         Lost::Connection(error) => error.to_string(),
-        Lost::Handshake(error) => format!("TLS handshake: {error}"),
+        Lost::Handshake(error) => {
+            stage = Some("handshake");
+            error.to_string()
+        }
         Lost::Proxy => "no PROXY header".to_owned(),
     };
-    if in_transaction {
-        state.context.log.log(telemetry::Event::SessionLost { client, protocol: "smtp", stage: "transaction", reason });
+    if let Some(stage) = stage {
+        state.context.log.log(telemetry::Event::SessionLost { client, protocol: "smtp", stage, reason });
     }
 }
 
 /// Who is served at this address, and what it may do for that.
-fn peer_at(state: &State, listener: &Listener, address: SocketAddr) -> Peer {
+fn peer_at(listener: &Listener, address: SocketAddr) -> Peer {
     let within = |networks: &[IpNetwork]| networks.iter().any(|network| network.contains(address.ip()));
     Peer {
         address,
-        trusted: within(&state.context.config.relay.trusted_networks),
+        trusted: within(&listener.config.relay.trusted_networks),
         xclient: within(&listener.settings.xclient_networks),
         xforward: within(&listener.settings.xforward_networks),
     }
 }
 
 impl Driver<'_> {
-    fn context(&self) -> &Context {
+    pub(super) fn context(&self) -> &Context {
         &self.state.context
     }
 
@@ -148,10 +178,27 @@ impl Driver<'_> {
         if settings.proxy_protocol_networks.iter().any(|network| network.contains(self.session.client())) {
             self.read_proxy_header().await?;
         }
+        match self.judge_connection().await? {
+            Ok(permit) => self.permit = Some(permit),
+            Err(reply) => return self.turn_away(reply).await,
+        }
         if self.listener.settings.tls.mode == TlsMode::Implicit {
             self.handshake().await?;
         }
         self.offer_logins();
+        Ok(())
+    }
+
+    /// Instead of a greeting. Where TLS comes first nothing can be said without a handshake, which costs more than it is
+    /// worth.
+    async fn turn_away(&mut self, reply: Reply) -> Result<(), Lost> {
+        self.context().meter.counters.connections_refused.increment();
+        self.note_refusal("connect", None, &Err::<(), _>(reply.clone()));
+        self.session.clear_output();
+        self.session.end(&reply);
+        if self.listener.settings.tls.mode == TlsMode::Implicit {
+            self.session.clear_output();
+        }
         Ok(())
     }
 
@@ -163,7 +210,7 @@ impl Driver<'_> {
                     self.input.consume(length);
                     if let Proxied::Client(address) = proxied {
                         let address = SocketAddr::new(address.to_canonical(), 0);
-                        self.session.set_peer(peer_at(self.state, &self.listener, address));
+                        self.session.set_peer(peer_at(&self.listener, address));
                     }
                     return Ok(());
                 }
@@ -177,6 +224,9 @@ impl Driver<'_> {
     }
 
     async fn flush(&mut self) -> Result<(), Lost> {
+        if self.session.errors() != self.errors_paid {
+            Box::pin(self.pay_for_errors()).await;
+        }
         if !self.session.output().is_empty() {
             self.stream.set_deadline(rt::now() + self.listener.settings.limits.command_timeout);
             self.stream.write_all(self.session.output()).await?;
@@ -199,7 +249,9 @@ impl Driver<'_> {
             if let Some(deadline) = self.eating_deadline() {
                 self.stream.set_deadline(deadline);
             } else if !self.session.is_skipping_line() {
-                self.stream.set_deadline(rt::now() + self.listener.settings.limits.command_timeout);
+                let limits = &self.listener.settings.limits;
+                let give_up = self.progress + limits.session_timeout;
+                self.stream.set_deadline((rt::now() + limits.command_timeout).min(give_up));
             }
         }
         // A line without an end is bounded: the core throws away what is longer than it takes.
@@ -208,7 +260,13 @@ impl Driver<'_> {
         Ok(())
     }
 
-    async fn read(&mut self) -> Result<(), Lost> {
+    pub(super) async fn read(&mut self) -> Result<(), Lost> {
+        // A client that always has octets ready must not keep the others of the shard waiting.
+        self.reads += 1;
+        if self.reads >= READS_IN_A_ROW_MAX {
+            self.reads = 0;
+            rt::yield_now().await;
+        }
         match self.input.read(&mut self.stream, &self.state.buffers).await? {
             0 => {
                 Err(Lost::Connection(io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection")))
@@ -220,12 +278,12 @@ impl Driver<'_> {
     async fn handle(&mut self, event: Event) -> Result<(), Lost> {
         match event {
             Event::Mail { size } => {
-                let result = self.may_begin(size);
+                let result = self.judge_mail(size).await;
                 self.note_refusal("mail", None, &result);
                 self.session.mail_result(result);
             }
             Event::Rcpt => {
-                let result = self.decide_rcpt().await;
+                let result = self.judge_rcpt().await;
                 let recipient = self.session.rcpt().map(|rcpt| rcpt.forward_path.to_string());
                 self.note_refusal("rcpt", recipient, &result);
                 self.session.rcpt_result(result);
@@ -257,41 +315,17 @@ impl Driver<'_> {
             Event::Chunk { octets, first, last } => self.handle_chunk(octets, first, last).await?,
             Event::StartTls => self.start_tls().await?,
             Event::ClientChanged => {
-                let peer = peer_at(self.state, &self.listener, self.session.peer().address);
-                self.session.client_result(Ok(peer.trusted));
+                let peer = peer_at(&self.listener, self.session.peer().address);
+                let admitted = self.admit(peer.address.ip(), peer.trusted);
+                self.session.client_result(admitted.map(|permit| {
+                    self.permit = Some(permit);
+                    self.listed = None;
+                    peer.trusted
+                }));
             }
             Event::Mail { .. } | Event::Rcpt => panic!("answered by the caller"),
         }
         Ok(())
-    }
-
-    fn may_begin(&self, size: Option<u64>) -> Result<(), Reply> {
-        let spool = &self.context().spool;
-        match () {
-            () if self.state.stopping.get() => Err(Reply::new(421, (4, 3, 2), "shutting down")),
-            () if !spool.healthy() => Err(spool_reply(&SpoolError::Failed)),
-            () if !spool.has_room(size.unwrap_or(0)) => Err(spool_reply(&SpoolError::Full)),
-            () => Ok(()),
-        }
-    }
-
-    async fn decide_rcpt(&self) -> Result<SmallVec<[Address; 1]>, Reply> {
-        let path = &self.session.rcpt().expect("Event::Rcpt comes with its RCPT").forward_path;
-        let Context { config, directory, .. } = self.context();
-        let mut lookup = directory.snapshot().lookup_path(path);
-        if lookup == Lookup::Unknown {
-            // Perhaps a user that was added a moment ago.
-            lookup = Box::pin(directory.current()).await.lookup_path(path);
-        }
-        let binary = self.session.envelope().is_some_and(|envelope| envelope.body_type == BodyType::BinaryMime);
-        if binary && !matches!(lookup, Lookup::NotLocal | Lookup::Unknown) {
-            return Err(Reply::new(554, (5, 6, 3), "mailboxes take no binary content (BINARYMIME)"));
-        }
-        let client =
-            policy::Client { address: self.session.client(), login: self.session.login().map(|login| &**login) };
-        // `postmaster` without a domain: the directory looks it up in the first of our domains, in order.
-        let domain = config.mailboxes.local_domains.iter().min().map_or("", String::as_str);
-        policy::decide(&config.relay, domain, lookup, client, path)
     }
 
     /// Tells the session which logins it may offer.
@@ -304,15 +338,18 @@ impl Driver<'_> {
     }
 
     async fn authenticate(&self, evidence: &Evidence) -> Result<Arc<str>, Reply> {
+        let (Evidence::Password { username, .. } | Evidence::Scram { username, .. }) = evidence;
+        self.login_is_allowed(username)?;
         self.stream.set_deadline(rt::now() + WORK_TIME);
         match self.context().authenticator.judge(evidence).await {
             AuthResult::Accepted(user) => {
+                self.note_login(username, true);
                 self.context().meter.counters.auth_succeeded.increment();
                 Ok(user)
             }
             AuthResult::Rejected => {
+                self.note_login(username, false);
                 let client = self.session.client();
-                let (Evidence::Password { username, .. } | Evidence::Scram { username, .. }) = evidence;
                 let login = username.to_owned();
                 self.context().meter.counters.auth_failed.increment();
                 self.context().log.log(telemetry::Event::AuthFailed { client, protocol: "smtp", login });
@@ -361,17 +398,22 @@ impl Driver<'_> {
             Received::Message { body, no_leading_dots } => (body, no_leading_dots),
             refused => return Err(refusal(&refused)),
         };
-        let hops_max = self.listener.settings.limits.hops_max;
-        let hops = large.as_ref().map_or_else(|| data::hops(&body, hops_max + 1), |large| large.hops);
-        if hops > hops_max {
-            return Err(Reply::new(554, (5, 4, 6), "too many hops: the message is looping"));
-        }
+        let seen = match &large {
+            None => Seen::of(&body, &self.listener.settings),
+            Some(large) => large.seen,
+        };
+        let bytes = large.as_ref().map_or(0, |large| large.bytes) + body.len() as u64;
+        self.judge_message(bytes, seen.hops)?;
         let body = match large {
             None => DraftBody::Memory(body),
             Some(large) => large.finish(body).await.map_err(|error| spool_reply(&error))?,
         };
         let envelope = self.session.envelope().expect("a message comes with its envelope");
-        self.store(envelope, body, no_leading_dots, arrival_ms).await
+        let stored = self.store(envelope, body, no_leading_dots, seen.missing, arrival_ms).await;
+        if stored.is_ok() {
+            self.progress = rt::now();
+        }
+        stored
     }
 
     async fn receive_octets(&mut self) -> Result<(Received, Option<LargeMessage>), Lost> {
@@ -405,7 +447,7 @@ impl Driver<'_> {
             }
             let limit = if large.is_some() { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES };
             if receiver.kept_bytes() > limit {
-                let message = large.get_or_insert_with(|| LargeMessage::new(&self.state.context));
+                let message = large.get_or_insert_with(|| LargeMessage::new(&self.state.context, &listener));
                 message.write(receiver.take_body()).await;
             }
         }
@@ -416,6 +458,7 @@ impl Driver<'_> {
         envelope: &Envelope,
         body: DraftBody,
         no_leading_dots: bool,
+        missing: Missing,
         arrival_ms: u64,
     ) -> Result<String, Reply> {
         let tls = self.stream.tls_info();
@@ -437,6 +480,7 @@ impl Driver<'_> {
                 arrival_ms,
             };
             trace::write_received(out, &field);
+            header::write_missing(out, missing, queue_id, arrival_ms, &self.listener.session.hostname);
         };
         let draft = MessageDraft { envelope, body, no_leading_dots, arrival_ms, trace: &mut write_trace };
         // The promise: the sync was awaited here, in `commit`; the 250 is made from its result.
@@ -493,27 +537,48 @@ impl Driver<'_> {
     }
 }
 
+/// What is known of a message from its header section.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// `Received:` fields; counted up to one more than are allowed.
+    hops: usize,
+    /// What is to be added.
+    missing: Missing,
+}
+
+impl Seen {
+    /// From the message, or the first part of a large one.
+    fn of(part: &[u8], settings: &SmtpListener) -> Seen {
+        Seen {
+            hops: data::hops(part, settings.limits.hops_max + 1),
+            missing: if settings.complete_header { header::missing(part) } else { Missing::default() },
+        }
+    }
+}
+
 /// A message that has outgrown memory: its body goes to a file of its own as it arrives.
 struct LargeMessage {
     writer: LargeBodyWriter,
     failed: Option<SpoolError>,
-    /// Counted in its first part, where the header section is.
-    hops: usize,
-    first: bool,
-    hops_max: usize,
+    listener: Rc<Listener>,
+    /// From its first part, where the header section is.
+    seen: Seen,
+    /// Octets that were written.
+    bytes: u64,
 }
 
 impl LargeMessage {
-    fn new(context: &Context) -> LargeMessage {
-        let hops_max = context.config.limits.hops_max;
-        LargeMessage { writer: context.spool.large_body(), failed: None, hops: 0, first: true, hops_max }
+    fn new(context: &Context, listener: &Rc<Listener>) -> LargeMessage {
+        let (writer, listener) = (context.spool.large_body(), listener.clone());
+        LargeMessage { writer, failed: None, listener, seen: Seen::default(), bytes: 0 }
     }
 
     /// After an error the rest is taken and thrown away: the client hears of it when it has sent everything.
     async fn write(&mut self, part: Vec<u8>) {
-        if std::mem::take(&mut self.first) {
-            self.hops = data::hops(&part, self.hops_max + 1);
+        if self.bytes == 0 {
+            self.seen = Seen::of(&part, &self.listener.settings);
         }
+        self.bytes += part.len() as u64;
         if self.failed.is_none() {
             self.failed = self.writer.write(part).await.err();
         }

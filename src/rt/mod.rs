@@ -25,7 +25,7 @@ pub use executor::{Executor, Handle, run_to_end, start, thread};
 pub use file::RingFile;
 pub use helper::{HelperError, HelperPool};
 pub use net::{DeadlineHandle, TcpListener, TcpStream, UdpSocket, port_is_free};
-pub use probe::{ProbeError, probe};
+pub use probe::{ProbeError, descriptors_max, probe};
 pub use task::{
     Elapsed, Notify, TaskGroup, caught_panics, now, sleep, sleep_until, spawn, timeout, unix_ms, yield_now,
 };

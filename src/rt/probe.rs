@@ -49,6 +49,12 @@ fn io_uring_disabled() -> String {
     std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default().trim().to_owned()
 }
 
+/// Descriptors that this process may have open.
+pub fn descriptors_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
 /// Raises the soft limit of open descriptors to the hard one: every connection needs one, and the usual soft limit of
 /// 1,024 is for programs that use select(2).
 fn raise_descriptors() {

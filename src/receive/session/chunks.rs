@@ -80,7 +80,7 @@ impl Driver<'_> {
     async fn make_room(&self, message: &mut ChunkedMessage) {
         let limit = if message.large.is_some() { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES };
         if message.receiver.kept_bytes() > limit {
-            let large = message.large.get_or_insert_with(|| LargeMessage::new(self.context()));
+            let large = message.large.get_or_insert_with(|| LargeMessage::new(self.context(), &self.listener));
             large.write(message.receiver.take_body()).await;
         }
     }
