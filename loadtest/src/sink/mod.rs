@@ -144,7 +144,7 @@ async fn wait(shared: &Shared, options: &Options, interrupted: &crate::interrupt
         if tally.last_us() != seen.0 {
             seen = (tally.last_us(), rt::now());
         }
-        let all = options.messages.is_some_and(|expected| tally.different() >= expected);
+        let all = options.messages.is_some_and(|expected| tally.arrived() >= expected);
         if all || interrupted.is_set() || seen.1.elapsed() > idle {
             break;
         }
@@ -158,6 +158,6 @@ fn report(shared: &Shared, sites: &[SiteConfig], expected: Option<u64>) -> bool 
     let counts: Vec<Counts> = shared.sites.iter().map(|site| site.borrow().counts.clone()).collect();
     let named: Vec<(&str, &Counts)> = sites.iter().map(|site| site.name.as_str()).zip(&counts).collect();
     println!("{}", tally.summary(expected, &named));
-    let complete = expected.is_none_or(|expected| tally.different() >= expected);
+    let complete = expected.is_none_or(|expected| tally.arrived() >= expected);
     complete && tally.repeated() == 0 && tally.damaged() == 0
 }

@@ -75,6 +75,11 @@ impl Tally {
         self.seen.len() as u64
     }
 
+    /// The same, and messages without a stamp, which may be repeats.
+    pub fn arrived(&self) -> u64 {
+        self.different() + self.unnumbered
+    }
+
     /// Copies that came again.
     pub fn repeated(&self) -> u64 {
         self.repeated
@@ -99,10 +104,12 @@ impl Tally {
             "repeated": self.repeated,
             "damaged": self.damaged,
             "unnumbered": self.unnumbered,
-            "missing": expected.map(|expected| expected.saturating_sub(self.different())),
+            "missing": expected.map(|expected| expected.saturating_sub(self.arrived())),
             "octets": self.octets,
+            "first_us": self.first_us,
+            "last_us": self.last_us,
             "seconds": seconds,
-            "per_second": if seconds > 0.0 { self.different() as f64 / seconds } else { 0.0 },
+            "per_second": if seconds > 0.0 { self.arrived() as f64 / seconds } else { 0.0 },
             "end_to_end_ms": {
                 "p50": milliseconds(0.5),
                 "p99": milliseconds(0.99),

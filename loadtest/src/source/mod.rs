@@ -241,6 +241,9 @@ fn report(shared: &Shared, elapsed: Duration) -> bool {
     let mut summary = meter.summary(elapsed);
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let share = (cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9) / shared.started.elapsed().as_secs_f64().max(1e-9);
+    let ended_us = crate::stamp::unix_us();
+    summary.insert("ended_us".to_owned(), json!(ended_us));
+    summary.insert("started_us".to_owned(), json!(ended_us.saturating_sub(elapsed.as_micros() as u64)));
     summary.insert("source_cpu_share".to_owned(), json!(share));
     println!("{}", serde_json::Value::Object(summary));
     if share > 0.9 {
