@@ -31,6 +31,11 @@ impl SpoolReader {
         let header = checked_header(&segment, location)?;
         let start = location.offset() as usize;
         let record = &segment.mapping.bytes()[start..start + header.record_len() as usize];
+        if self.table.note_mapped(record.len() as u64) {
+            let table = self.table.clone();
+            // With the queue full it is done after as much again.
+            let _ = self.pool.submit(move || table.give_back());
+        }
         let parts = header.parts(record, segment.salt, location);
         if !parts.envelope_sound || !parts.content_sound {
             return Err(SpoolError::Damaged(location));
@@ -58,7 +63,30 @@ impl SpoolReader {
         }
     }
 
-    /// The same, with all octets brought into memory on a helper thread first.
+    /// Who sent a message to whom, without a look at its content; as [`SpoolReader::message`] otherwise.
+    ///
+    /// # Errors
+    /// As [`SpoolReader::message`].
+    pub fn envelope(&self, location: Location) -> Result<(QueueId, Envelope), SpoolError> {
+        let segment = self.table.segment(location.segment()).ok_or(SpoolError::NotFound(location))?;
+        let header = checked_header(&segment, location)?;
+        let start = location.offset() as usize;
+        let record = &segment.mapping.bytes()[start..start + header.record_len() as usize];
+        let encoded = header.sound_envelope(record, segment.salt, location).ok_or(SpoolError::Damaged(location))?;
+        let envelope = Envelope::decode(encoded).map_err(|_| SpoolError::Damaged(location))?;
+        Ok((header.queue_id, envelope))
+    }
+
+    /// The same on a helper thread.
+    ///
+    /// # Errors
+    /// As [`SpoolReader::load`].
+    pub async fn load_envelope(&self, location: Location) -> Result<(QueueId, Envelope), SpoolError> {
+        let reader = self.clone();
+        self.pool.run(move || reader.envelope(location)).await.map_err(|_| SpoolError::Busy)?
+    }
+
+    /// A message, with all octets brought into memory on a helper thread first.
     ///
     /// # Errors
     /// As [`SpoolReader::message`], and [`SpoolError::Busy`] when too many such reads wait.

@@ -165,6 +165,13 @@ impl RecordHeader {
         if sound { Ok(header) } else { Err(HeaderError::Inconsistent) }
     }
 
+    /// The encoded envelope of the record (from its first octet on), if its checksum matches.
+    pub fn sound_envelope<'a>(&self, record: &'a [u8], salt: Salt, location: Location) -> Option<&'a [u8]> {
+        let envelope = record.get(HEADER_BYTES..)?.get(..self.envelope_len as usize)?;
+        let is_sound = salt.at_slot(location.slot()).checksum(envelope) == self.envelope_checksum;
+        is_sound.then_some(envelope)
+    }
+
     /// Splits the record (from its first octet on, at least [`RecordHeader::record_len`] octets) and checks what the
     /// header says about the parts.
     pub fn parts<'a>(&self, record: &'a [u8], salt: Salt, location: Location) -> RecordParts<'a> {

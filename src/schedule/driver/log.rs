@@ -6,7 +6,7 @@
 use super::answers::{Answer, Answers};
 use crate::rt;
 use crate::schedule::core::{Fate, LogEntry};
-use crate::spool::{Location, QueueId, SpoolError, SpoolReader, StoredMessage};
+use crate::spool::{Envelope, Location, QueueId, SpoolError, SpoolReader};
 use crate::telemetry::{Event, EventLog, Meter};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -76,7 +76,7 @@ impl Logger {
     pub(super) fn log(&self, entry: LogEntry) {
         let hot = entry.attempts == 0 && entry.now_ms.saturating_sub(entry.arrival_ms) < HOT_MS;
         if hot && self.is_idle() {
-            let read = self.0.reader.message(entry.location);
+            let read = self.0.reader.envelope(entry.location);
             self.0.write(entry, read);
         } else {
             self.put(Item::Entry(entry));
@@ -128,9 +128,9 @@ impl Inner {
         }
     }
 
-    async fn load(&self, location: Location) -> Result<StoredMessage, SpoolError> {
+    async fn load(&self, location: Location) -> Result<(QueueId, Envelope), SpoolError> {
         for _ in 0..READS_MAX {
-            match self.reader.load(location).await {
+            match self.reader.load_envelope(location).await {
                 Err(SpoolError::Busy) => rt::sleep(Duration::from_millis(10)).await,
                 read => return read,
             }
@@ -138,9 +138,9 @@ impl Inner {
         Err(SpoolError::Busy)
     }
 
-    fn write(&self, entry: LogEntry, read: Result<StoredMessage, SpoolError>) {
-        let message = match read {
-            Ok(message) if message.queue_id() == entry.queue_id => message,
+    fn write(&self, entry: LogEntry, read: Result<(QueueId, Envelope), SpoolError>) {
+        let envelope = match read {
+            Ok((queue_id, envelope)) if queue_id == entry.queue_id => envelope,
             other => {
                 let why = other.err().map_or_else(|| "another message lies there".into(), |error| error.to_string());
                 for (recipient, fate, reply) in &entry.recipients {
@@ -152,7 +152,7 @@ impl Inner {
         };
         let LogEntry { queue_id: id, site, remote, attempts, recipients, .. } = &entry;
         for (index, fate, reply) in recipients {
-            let Some(recipient) = message.envelope().recipients.get(usize::from(*index)) else { continue };
+            let Some(recipient) = envelope.recipients.get(usize::from(*index)) else { continue };
             let recipient = recipient.forward_path.clone();
             let (id, site, remote, reply) = (*id, site.clone(), remote.clone(), reply.clone());
             let age = Duration::from_millis(entry.now_ms.saturating_sub(entry.arrival_ms));
