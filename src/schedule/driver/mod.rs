@@ -88,6 +88,9 @@ const MESSAGES_PER_TURN: u32 = 256;
 const EVENTS_AT_END_MAX: usize = 100_000;
 /// An order that waits for the log looks again after this time.
 const LOG_PAUSE: Duration = Duration::from_millis(5);
+/// See [`Driver::gather`]: short against the time of a transaction.
+const GATHER: Duration = Duration::from_micros(250);
+const GATHER_JOBS_MIN: usize = 8;
 /// How often the journal is asked whether it wants a checkpoint, and gauges are set.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -126,6 +129,7 @@ struct Driver {
     actions_left: bool,
     stop_asked: bool,
     inbox_closed: bool,
+    woken_at: Instant,
 }
 
 /// Milliseconds since 1970 that never go back: the wall clock of the start plus what has passed since.
@@ -190,6 +194,7 @@ impl Driver {
             compaction: Compaction::default(),
             actions_left: false,
             stop_asked: false,
+            woken_at: clock.started,
             inbox_closed: false,
         }
     }
@@ -213,6 +218,7 @@ impl Driver {
         while !self.stop_asked {
             self.turn().await;
             self.wait(None).await;
+            self.gather().await;
         }
         rt::now() + self.config.limits.stop_timeout
     }
@@ -463,6 +469,16 @@ impl Driver {
         if next.is_none() {
             self.journal.checkpoint_finish();
         }
+    }
+
+    /// Under load lets more events come together: while nobody waits for the channel, nobody has to be interrupted to wake
+    /// us up. With few jobs there is no load, and the next job of a lane should not wait.
+    async fn gather(&mut self) {
+        let since = rt::now().saturating_duration_since(self.woken_at);
+        if since < 2 * GATHER && self.core.running_count() >= GATHER_JOBS_MIN {
+            rt::sleep(GATHER).await;
+        }
+        self.woken_at = rt::now();
     }
 
     /// Sleeps until there is something to do.
