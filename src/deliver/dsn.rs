@@ -5,7 +5,7 @@
 //! Pure: knows no clock and no spool. Whatever recipients, replies and parameters hold, they cannot begin a line here:
 //! every foreign text goes through one of the `push_*` functions at the foot, which let no control through.
 
-use crate::smtp::{EnhancedCode, Reply, ReversePath};
+use crate::smtp::{EnhancedCode, Reply, ReversePath, data};
 use crate::spool::{BodyType, DsnReturn, Envelope, Notify, Origin, QueueId, Recipient};
 
 /// Octets of the original that a report returns; a larger one is returned as its header.
@@ -136,16 +136,12 @@ fn header_len(body: &[u8]) -> usize {
 }
 
 fn push_unstuffed(out: &mut Vec<u8>, body: &[u8], no_leading_dots: bool) {
-    if no_leading_dots {
-        return out.extend_from_slice(body);
-    }
-    for line in body.split_inclusive(|&octet| octet == b'\n') {
-        out.extend_from_slice(line.strip_prefix(b".").unwrap_or(line));
+    match no_leading_dots {
+        true => out.extend_from_slice(body),
+        false => data::unstuff(body, out),
     }
 }
 
-/// It can stand in a message as it is: lines that are short and end in CRLF, with no stray CR or LF, as a binary message
-/// may hold them, and no NUL.
 fn has_short_lines(content: &[u8]) -> bool {
     content.split_inclusive(|&octet| octet == b'\n').all(|line| {
         let text = line.strip_suffix(b"\r\n").unwrap_or(line);
