@@ -186,7 +186,9 @@ def damage_is_told(box):
         journal.write_bytes(bytes(journal.stat().st_size))
     relay.start()
     log = relay.log()
-    check(f"segments/{segments[0].name} has another length than it says" in log, f"the segment is not named:\n{log}")
+    check(f"segments/{segments[0].name} has {1 << 20} octets where it should have" in log,
+          f"the segment is not named:\n{log}")
+    check("recovered messages=1 " in log, f"the message before the cut was not kept:\n{log}")
     check("no journal is readable" in log, f"the journal is not named:\n{log}")
     relay.stop()
 
