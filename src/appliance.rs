@@ -146,6 +146,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
         directory: directory.clone(),
         authenticator: authenticator.clone(),
         reads: pools.reads.clone(),
+        turns: pools.turns.clone(),
         writes: pools.writes.clone(),
         reader: opened.reader.clone(),
         to_scheduler: to_scheduler.clone(),
@@ -307,6 +308,7 @@ struct Pools {
     hashing: HelperPool,
     directory: HelperPool,
     reads: HelperPool,
+    turns: HelperPool,
     writes: HelperPool,
 }
 
@@ -316,6 +318,7 @@ impl Pools {
             hashing: HelperPool::new("hashing", 2, 64)?,
             directory: HelperPool::new("directory", 1, 16)?,
             reads: HelperPool::new("mail-read", 2, 256)?,
+            turns: HelperPool::new("mail-turn", 32, 256)?,
             writes: HelperPool::new("mail-write", 4, 256)?,
         })
     }

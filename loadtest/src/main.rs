@@ -5,6 +5,7 @@
 
 mod choice;
 mod interrupt;
+mod pop3;
 mod sink;
 mod source;
 mod stamp;
@@ -28,6 +29,8 @@ enum Command {
     Source(source::Options),
     /// Take messages as many hosts with behaviours of their own, count them by their stamp.
     Sink(sink::Options),
+    /// Take mail by POP3 as fast as a server gives it, for comparing servers on the same maildrops.
+    Pop3(pop3::Options),
     /// Make up an Internet of domains and sites, and serve its DNS.
     World(world::Options),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let ran = match Cli::parse().command {
         Command::Source(options) => source::run(options),
         Command::Sink(options) => sink::run(options),
+        Command::Pop3(options) => pop3::run(options),
         Command::World(options) => world::run(options),
     };
     match ran {

@@ -5,9 +5,10 @@ use super::fetch::{Fetched, Fetcher, Next, Rest, run_patiently};
 use super::listing::Listing;
 use super::maildrop::Lock;
 use super::run::{Busy, Shard, add};
-use super::session::{Action, Login, MaildropError, MessageIndex, OpenedMaildrop, RetrievalError, Session};
+use super::session::{Action, Login, MaildropError, MessageIndex, OpenedMaildrop, Session};
+use super::turn::{Conversation, Ended, FLUSH_BYTES};
 use crate::mailbox::AuthResult;
-use crate::rt::{self, HelperError, Stream};
+use crate::rt::{self, HelperError, HelperSocket, Stream};
 use crate::sasl::scram;
 use crate::tls::TlsAcceptor;
 use std::io;
@@ -18,10 +19,6 @@ use std::time::Duration;
 
 /// A TLS handshake takes at most this long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Octets read from a client at once.
-const INPUT_BYTES: usize = 4 << 10;
-/// Output is collected up to this before it is written.
-const FLUSH_BYTES: usize = 64 << 10;
 /// A buffer that grew over this is not kept for the next reply.
 const KEPT_OUTPUT_BYTES: usize = 256 << 10;
 
@@ -34,8 +31,8 @@ pub(super) struct Driver {
     peer: SocketAddr,
     /// Index of the listener that it came by.
     listener: usize,
-    session: Session,
-    output: Vec<u8>,
+    /// `None` only while a helper thread has it, or after that thread failed.
+    conversation: Option<Box<Conversation>>,
     /// From a login to the end of the session; the lock is freed with it.
     maildrop: Option<OpenMaildrop>,
 }
@@ -43,6 +40,8 @@ pub(super) struct Driver {
 struct OpenMaildrop {
     listing: Arc<Listing>,
     fetcher: Fetcher,
+    /// For turns on helper threads; `None` under TLS.
+    socket: Option<Arc<HelperSocket>>,
     _lock: Lock,
 }
 
@@ -56,7 +55,8 @@ impl Driver {
         session: Session,
     ) -> Driver {
         let (shard, stream) = (shard.clone(), Some(stream));
-        Driver { shard, busy, stream, peer, listener, session, output: Vec::new(), maildrop: None }
+        let conversation = Some(Box::new(Conversation::new(session)));
+        Driver { shard, busy, stream, peer, listener, conversation, maildrop: None }
     }
 
     /// Serves the session to its end.
@@ -76,114 +76,122 @@ impl Driver {
         stream.start_tls_server(acceptor).await
     }
 
+    fn conversation(&mut self) -> io::Result<&mut Conversation> {
+        self.conversation.as_deref_mut().ok_or_else(|| io::Error::other(HelperError::Panicked))
+    }
+
+    fn session(&mut self) -> io::Result<&mut Session> {
+        self.conversation().map(|conversation| &mut conversation.session)
+    }
+
     async fn drive(&mut self) -> io::Result<()> {
-        let mut input = vec![0; INPUT_BYTES];
-        let mut unread = 0..0;
         loop {
-            self.session.poll_output(&mut self.output);
-            if self.output.len() >= FLUSH_BYTES {
+            let talk = self.conversation()?;
+            talk.session.poll_output(&mut talk.output);
+            if talk.output.len() >= FLUSH_BYTES {
                 self.flush().await?;
             }
-            match self.session.poll_action() {
+            match self.session()?.poll_action() {
                 Some(Action::Close) => return self.flush().await,
-                Some(Action::StartTls) => {
-                    unread = 0..0;
-                    self.start_tls().await?;
-                    continue;
-                }
                 Some(action) => {
                     self.act(action).await?;
                     continue;
                 }
                 None => {}
             }
-            if !unread.is_empty() {
-                unread.start += self.session.handle_input(&input[unread.clone()]);
+            let talk = self.conversation()?;
+            if !talk.unread.is_empty() {
+                talk.unread.start += talk.session.handle_input(&talk.input[talk.unread.clone()]);
                 continue;
             }
-            if self.session.is_listing() {
+            if talk.session.is_listing() {
                 continue;
             }
             self.flush().await?;
-            if self.shard.stopping.get() {
+            if self.shard.stopping.get() || !self.read().await? {
                 return Ok(());
             }
-            let read = self.read(&mut input).await?;
-            if read == 0 {
-                return Ok(());
-            }
-            unread = 0..read;
         }
     }
 
-    async fn read(&mut self, input: &mut [u8]) -> io::Result<usize> {
+    /// Waits for the client; false when it has gone.
+    async fn read(&mut self) -> io::Result<bool> {
         let stream = connected(&mut self.stream)?;
+        let talk = self.conversation.as_deref_mut().ok_or(HelperError::Panicked).map_err(io::Error::other)?;
         stream.set_deadline(rt::now() + self.shard.settings.sessions.auto_logout);
         self.busy.set_waiting(true);
-        let read = stream.read(input).await;
+        let read = stream.read(&mut talk.input).await;
         self.busy.set_waiting(false);
-        read
+        talk.unread = 0..read?;
+        Ok(!talk.unread.is_empty())
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        if self.output.is_empty() {
+        let talk = self.conversation.as_deref_mut().ok_or(HelperError::Panicked).map_err(io::Error::other)?;
+        if talk.output.is_empty() {
             return Ok(());
         }
         let stream = connected(&mut self.stream)?;
         // Every piece has its time: a client that takes none of it is gone.
         stream.set_deadline(rt::now() + self.shard.settings.sessions.auto_logout);
-        stream.write_all(&self.output).await?;
-        add(&self.shard.counts.sent_bytes, self.output.len() as u64);
-        self.output.clear();
-        if self.output.capacity() > KEPT_OUTPUT_BYTES {
-            self.output = Vec::new();
+        stream.write_all(&talk.output).await?;
+        add(&self.shard.counts.sent_bytes, talk.output.len() as u64);
+        talk.output.clear();
+        if talk.output.capacity() > KEPT_OUTPUT_BYTES {
+            talk.output = Vec::new();
         }
         Ok(())
     }
 
     async fn start_tls(&mut self) -> io::Result<()> {
         self.flush().await?;
+        // What was sent in plain text behind the command must not count.
+        self.conversation()?.unread = 0..0;
         let stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
         let acceptor = self.shard.tls[self.listener].as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let stream = Driver::handshake(stream, acceptor).await?;
-        self.session.handle_tls(stream.channel_bindings());
+        self.session()?.handle_tls(stream.channel_bindings());
         self.stream = Some(stream);
         Ok(())
     }
 
     async fn act(&mut self, action: Action) -> io::Result<()> {
-        let authenticator = &self.shard.authenticator;
+        let authenticator = self.shard.authenticator.clone();
         match action {
             Action::Authenticate(evidence) => {
                 let result = authenticator.judge(&evidence).await;
-                self.end_login(evidence.username(), result);
+                self.end_login(evidence.username(), result)?;
             }
             Action::AuthenticateApop { username, digest } => {
-                let timestamp = self.session.apop_timestamp().unwrap_or_default();
-                let result = authenticator.verify_apop(&username, timestamp, &digest).await;
-                self.end_login(&username, result);
+                let timestamp = self.session()?.apop_timestamp().unwrap_or_default().to_owned();
+                let result = authenticator.verify_apop(&username, &timestamp, &digest).await;
+                self.end_login(&username, result)?;
             }
             Action::FindScramKeys { username } => {
                 let keys = authenticator.scram_keys(&username).await;
-                self.session.handle_scram_keys(keys, &scram::fresh_nonce());
+                self.session()?.handle_scram_keys(keys, &scram::fresh_nonce());
             }
             Action::OpenMaildrop { user } => {
                 let opened = self.open_maildrop(&user).await;
-                self.session.handle_maildrop(opened);
+                self.session()?.handle_maildrop(opened);
+            }
+            Action::Retrieve { message, body_lines: None } if self.maildrop().socket.is_some() => {
+                self.take_turn(message).await?;
             }
             Action::Retrieve { message, body_lines } => self.retrieve(message, body_lines).await?,
             Action::Update { deleted } => {
                 let removed = self.update(deleted).await;
                 // Free before the client hears of the end: its next session may already be on its way.
                 self.maildrop = None;
-                self.session.handle_updated(removed);
+                self.session()?.handle_updated(removed);
             }
-            Action::StartTls | Action::Close => panic!("done by the caller"),
+            Action::StartTls => self.start_tls().await?,
+            Action::Close => panic!("done by the caller"),
         }
         Ok(())
     }
 
-    fn end_login(&mut self, username: &str, result: AuthResult) {
+    fn end_login(&mut self, username: &str, result: AuthResult) -> io::Result<()> {
         let login = match result {
             AuthResult::Accepted(user) => {
                 add(&self.shard.counts.logins, 1);
@@ -196,7 +204,12 @@ impl Driver {
             }
             AuthResult::Busy => Login::Unavailable,
         };
-        self.session.handle_login(login);
+        self.session()?.handle_login(login);
+        Ok(())
+    }
+
+    fn maildrop(&mut self) -> &mut OpenMaildrop {
+        self.maildrop.as_mut().expect("the core retrieves and removes only in a transaction")
     }
 
     async fn open_maildrop(&mut self, user: &Arc<str>) -> Result<OpenedMaildrop, MaildropError> {
@@ -216,34 +229,89 @@ impl Driver {
         })?;
         let fetcher = Fetcher::new(listing.clone(), shard.reads.clone(), shard.ahead.clone());
         let messages = listing.messages.clone();
-        self.maildrop = Some(OpenMaildrop { listing, fetcher, _lock: lock });
+        // Without it messages go through the shard.
+        let socket = self.stream.as_ref().and_then(|stream| stream.for_helper().ok().flatten()).map(Arc::new);
+        self.maildrop = Some(OpenMaildrop { listing, fetcher, socket, _lock: lock });
         Ok(OpenedMaildrop { messages, retention })
     }
 
+    /// Lets a helper thread serve the session from this message on, see [`super::turn`].
+    async fn take_turn(&mut self, message: MessageIndex) -> io::Result<()> {
+        let maildrop = self.maildrop();
+        let (listing, socket) = (maildrop.listing.clone(), maildrop.socket.clone().expect("checked by the caller"));
+        let mut talk = self.conversation.take().ok_or(HelperError::Panicked).map_err(io::Error::other)?;
+        self.set_deadline()?;
+        let pool = self.shard.turns.clone();
+        let (sender, receiver) = rt::oneshot();
+        let others = pool.clone();
+        let submitted = pool.submit_or_return((talk, sender), move |(mut talk, sender)| {
+            let ended = talk.take_turn(&listing, message, &socket, || others.waiting() > 0);
+            sender.send((talk, ended));
+        });
+        if let Err(((returned, _), error)) = submitted {
+            talk = returned;
+            self.conversation = Some(talk);
+            return match error {
+                HelperError::Full => self.retrieve(message, None).await,
+                HelperError::Panicked => Err(io::Error::other(error)),
+            };
+        }
+        let (talk, ended) = receiver.await.ok_or(HelperError::Panicked).map_err(io::Error::other)?;
+        self.conversation = Some(talk);
+        let (ended, done) = ended?;
+        add(&self.shard.counts.retrieved, done.retrieved);
+        add(&self.shard.counts.sent_bytes, done.sent_bytes);
+        match ended {
+            Ended::Pause => Ok(()),
+            Ended::Blocked => self.flush().await,
+            Ended::Gone => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ended::Begun(rest) => {
+                add(&self.shard.counts.retrieved, 1);
+                self.end_retrieval(Some(rest)).await
+            }
+            Ended::Action(Action::Close) => {
+                self.flush().await?;
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            // A retrieval that is not for a turn (TOP), a removal: none of them leads back here.
+            Ended::Action(action) => Box::pin(self.act(action)).await,
+        }
+    }
+
+    fn set_deadline(&mut self) -> io::Result<()> {
+        let deadline = rt::now() + self.shard.settings.sessions.auto_logout;
+        connected(&mut self.stream).map(|stream| stream.set_deadline(deadline))
+    }
+
     async fn retrieve(&mut self, message: MessageIndex, body_lines: Option<u64>) -> io::Result<()> {
-        let fetcher = &mut self.maildrop.as_mut().expect("the core retrieves only in a transaction").fetcher;
+        let fetcher = &mut self.maildrop().fetcher;
         let fetched = match body_lines {
             None => fetcher.whole(message).await,
             Some(lines) => fetcher.top(message, lines).await,
         };
-        let opened = match &fetched {
-            Fetched::Whole(_) | Fetched::Begun(..) => Ok(()),
-            Fetched::Failed(error) => Err(*error),
-        };
-        self.session.handle_retrieval(opened);
-        self.session.poll_output(&mut self.output);
-        match fetched {
-            Fetched::Failed(RetrievalError::Gone | RetrievalError::Unavailable) => return Ok(()),
-            Fetched::Whole(octets) => self.output.extend_from_slice(&octets),
-            Fetched::Begun(octets, rest) => {
-                self.output.extend_from_slice(&octets);
-                self.send_rest(rest).await?;
+        let talk = self.conversation()?;
+        let (octets, rest) = match fetched {
+            Fetched::Failed(error) => {
+                talk.session.handle_retrieval(Err(error));
+                return Ok(());
             }
-        }
-        self.session.handle_retrieved();
+            Fetched::Whole(octets) => (octets, None),
+            Fetched::Begun(octets, rest) => (octets, Some(rest)),
+        };
+        talk.session.handle_retrieval(Ok(()));
+        talk.session.poll_output(&mut talk.output);
+        talk.output.extend_from_slice(&octets);
         if body_lines.is_none() {
             add(&self.shard.counts.retrieved, 1);
         }
+        self.end_retrieval(rest).await
+    }
+
+    async fn end_retrieval(&mut self, rest: Option<Rest>) -> io::Result<()> {
+        if let Some(rest) = rest {
+            self.send_rest(rest).await?;
+        }
+        self.session()?.handle_retrieved();
         Ok(())
     }
 
@@ -251,19 +319,15 @@ impl Driver {
     /// connection: the client sees a message without end.
     async fn send_rest(&mut self, mut rest: Rest) -> io::Result<()> {
         loop {
-            let fetcher = &self.maildrop.as_ref().expect("the core retrieves only in a transaction").fetcher;
-            let next = match fetcher.start_next(rest) {
-                Ok(next) => next,
-                Err(error) => return Err(io::Error::other(error)),
-            };
+            let next = self.maildrop().fetcher.start_next(rest).map_err(io::Error::other)?;
             self.flush().await?;
             match next.await.ok_or(HelperError::Panicked).map_err(io::Error::other)?? {
                 Next::Chunk(octets, more) => {
-                    self.output.extend_from_slice(&octets);
+                    self.conversation()?.output.extend_from_slice(&octets);
                     rest = more;
                 }
                 Next::End(octets) => {
-                    self.output.extend_from_slice(&octets);
+                    self.conversation()?.output.extend_from_slice(&octets);
                     return Ok(());
                 }
             }
@@ -275,8 +339,7 @@ impl Driver {
         if deleted.is_empty() {
             return true;
         }
-        let maildrop = self.maildrop.as_ref().expect("the core updates only after a transaction");
-        let (listing, count) = (maildrop.listing.clone(), deleted.len() as u64);
+        let (listing, count) = (self.maildrop().listing.clone(), deleted.len() as u64);
         let remove = move || listing.maildir.remove(deleted.iter().map(|&index| &listing.entries[index]));
         match run_patiently(&self.shard.writes, remove).await.map_err(io::Error::other).flatten() {
             Ok(()) => {

@@ -8,6 +8,7 @@ pub mod listing;
 pub mod maildrop;
 pub mod run;
 pub mod session;
+mod turn;
 pub mod wire;
 
 pub use run::{BoundListener, PopContext, PopCounts, PopSettings, bind, run};

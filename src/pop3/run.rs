@@ -43,6 +43,8 @@ pub struct PopContext<R> {
     pub authenticator: Authenticator,
     /// Threads for listing and reading mailboxes.
     pub reads: HelperPool,
+    /// Threads that serve sessions while messages go out.
+    pub turns: HelperPool,
     /// Threads for writing: deliveries and removals, which wait for the disk.
     pub writes: HelperPool,
     /// Reads messages of the spool.
@@ -134,6 +136,7 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
         directory,
         authenticator,
         reads,
+        turns,
         writes,
         reader,
         to_scheduler,
@@ -148,6 +151,7 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
         directory,
         authenticator,
         reads,
+        turns,
         writes,
         tls,
         counts,
@@ -185,6 +189,7 @@ pub(super) struct Shard {
     pub directory: DirectoryHandle,
     pub authenticator: Authenticator,
     pub reads: HelperPool,
+    pub turns: HelperPool,
     pub writes: HelperPool,
     pub tls: Vec<Option<TlsAcceptor>>,
     pub counts: Arc<PopCounts>,
@@ -473,6 +478,7 @@ mod tests {
             authenticator: Authenticator::new(directory.clone(), pool()),
             directory,
             reads: pool(),
+            turns: pool(),
             writes: pool(),
             reader: Spool,
             to_scheduler,

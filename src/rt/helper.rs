@@ -2,8 +2,10 @@
 
 use super::channel::oneshot;
 use crossbeam::channel::{Sender, TrySendError, bounded};
+use parking_lot::Mutex;
 use std::io;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -55,6 +57,26 @@ impl HelperPool {
             TrySendError::Full(_) => HelperError::Full,
             TrySendError::Disconnected(_) => HelperError::Panicked,
         })
+    }
+
+    /// Runs the work with this value on one of the threads; nobody waits for it. Where the pool takes nothing, the value
+    /// comes back.
+    pub fn submit_or_return<V: Send + 'static>(
+        &self,
+        value: V,
+        work: impl FnOnce(V) + Send + 'static,
+    ) -> Result<(), (V, HelperError)> {
+        if self.queue.is_full() {
+            return Err((value, HelperError::Full));
+        }
+        // Another thread may fill the queue in between: so the value waits where it can be taken back from.
+        let place = Arc::new(Mutex::new(Some(value)));
+        let taken = place.clone();
+        let submitted = self.submit(move || {
+            let value = taken.lock().take();
+            work(value.expect("only a job that was not queued loses its value"));
+        });
+        submitted.map_err(|error| (place.lock().take().expect("the job was not queued"), error))
     }
 
     /// Jobs that wait for a thread.

@@ -16,6 +16,7 @@ mod channel;
 mod executor;
 mod file;
 mod helper;
+mod helper_socket;
 mod net;
 mod probe;
 mod task;
@@ -24,6 +25,7 @@ pub use channel::{Closed, OneshotReceiver, OneshotSender, Receiver, Sender, TryS
 pub use executor::{Executor, Handle, run_to_end, start, thread};
 pub use file::RingFile;
 pub use helper::{HelperError, HelperPool};
+pub use helper_socket::HelperSocket;
 pub use net::{DeadlineHandle, TcpListener, TcpStream, UdpSocket, port_is_free};
 pub use probe::{ProbeError, descriptors_max, probe};
 pub use task::{

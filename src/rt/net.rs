@@ -9,6 +9,7 @@
 //! none is cancelled.
 
 use super::adopt;
+use super::helper_socket::HelperSocket;
 use super::task::{now, sleep, spawn};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -300,6 +301,11 @@ impl TcpStream {
     /// The deadline has passed.
     pub fn timed_out(&self) -> bool {
         self.deadline.expiry.get() != Expiry::Running
+    }
+
+    /// The same connection for a helper thread. This stream must not be used while the helper thread uses it.
+    pub fn for_helper(&self) -> io::Result<HelperSocket> {
+        self.with_socket(|socket| HelperSocket::duplicate(&socket))
     }
 
     /// The far side's address.

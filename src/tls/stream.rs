@@ -1,6 +1,6 @@
 //! A TCP connection that may have become a TLS connection.
 
-use crate::rt::{DeadlineHandle, TcpStream};
+use crate::rt::{DeadlineHandle, HelperSocket, TcpStream};
 use crate::sasl::ChannelBindings;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 pub use futures_rustls::{TlsAcceptor, TlsConnector};
@@ -77,6 +77,15 @@ impl Stream {
                 stream.write_all(bytes).await?;
                 stream.flush().await
             }
+            Kind::Closed => Err(closed()),
+        }
+    }
+
+    /// See [`TcpStream::for_helper`]; `None` under TLS, whose state stays on its executor.
+    pub fn for_helper(&self) -> io::Result<Option<HelperSocket>> {
+        match &self.0 {
+            Kind::Plain(stream) => stream.for_helper().map(Some),
+            Kind::Server(_) | Kind::Client(_) => Ok(None),
             Kind::Closed => Err(closed()),
         }
     }
