@@ -274,7 +274,7 @@ pub struct Deferral {
 pub enum DeferralScope {
     /// This recipient or message only (4xx to RCPT or end-of-data).
     Recipient,
-    /// The site: no connection, 421, 4xx in greeting, EHLO or MAIL.
+    /// The site: no connection, 421, 4xx in greeting or EHLO, 4xx to MAIL that is not about the sender or the message.
     Site,
 }
 

@@ -6,7 +6,7 @@ not exist, domains whose DNS is broken, sites where nobody listens. Every recipi
 allows, and arrive once or not at all, octet for octet. What cannot be delivered yet is still queued, with its reason, and
 expires when its lifetime is cut short. Each failure is reported to the sender in one DSN per message at most per moment.
 
-SIM_MESSAGES=50000 (the default is 10000) sends more.
+SIM_MESSAGES=1000000 and the like send more than 50,000 messages, or fewer.
 """
 
 import collections
@@ -14,7 +14,7 @@ import tomllib
 
 from harness import *
 
-MESSAGES = int(os.environ.get("SIM_MESSAGES", "10000"))
+MESSAGES = int(os.environ.get("SIM_MESSAGES", "50000"))
 DOMAINS, SITES = 600, 60
 SENDER = "alice@relay.test"
 BROKEN = [f"b{number}.broken" for number in range(6)]

@@ -625,7 +625,8 @@ impl Client {
         match (step, code) {
             (Step::Rset | Step::Mail, 200..300) => {}
             (Step::Mail, 400..500) => {
-                transaction.settle_open_with(deferred(DeferralScope::Site, self.parser.reply()));
+                let reply = self.parser.reply();
+                transaction.settle_open_with(deferred(mail_scope(&reply), reply));
             }
             (Step::Mail, 500..) => transaction.settle_open_with(Outcome::Bounced(self.parser.reply())),
             (Step::Rcpt(position), 200..300 | 400..) => {
@@ -787,6 +788,16 @@ impl Client {
 
 fn deferred(scope: DeferralScope, reply: Reply) -> Outcome {
     Outcome::Deferred(Deferral { scope, reply })
+}
+
+/// Whom a 4xx to MAIL is about. A sender whose domain cannot be looked up just now (450 4.1.8) must not stop everybody
+/// else's mail; a host that is short of something or wants less will say so to all.
+fn mail_scope(reply: &Reply) -> DeferralScope {
+    match (reply.enhanced, reply.code) {
+        // Of RFC 3463: address, mailbox, parameters, content.
+        (Some(EnhancedCode { subject: 1 | 2 | 5 | 6, .. }), _) | (None, 450 | 455) => DeferralScope::Recipient,
+        _ => DeferralScope::Site,
+    }
 }
 
 /// What a 4xx or 5xx to RCPT, DATA or the content means.

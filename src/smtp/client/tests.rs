@@ -190,7 +190,11 @@ fn every_refusal_has_its_outcome_and_the_next_transaction_begins_with_rset() {
         C: RSET\nC: MAIL FROM:<s@a.example>\nC: RCPT TO:<t@b.example>\nC: DATA
         S: 250 ok\nS: 250 ok\nS: 250 ok\nS: 354 go\nC: (body)\nS: 250 ok\nC: QUIT\nS: 221 bye";
     for (replies, expected) in [
-        ("S: 450 4.1.8 later\nS: 503 no\nS: 503 no", "site 450 4.1.8 later"),
+        ("S: 451 4.3.2 later\nS: 503 no\nS: 503 no", "site 451 4.3.2 later"),
+        ("S: 450 4.7.1 slower\nS: 503 no\nS: 503 no", "site 450 4.7.1 slower"),
+        ("S: 451 later\nS: 503 no\nS: 503 no", "site 451 later"),
+        ("S: 450 4.1.8 who\nS: 503 no\nS: 503 no", "deferred 450 4.1.8 who"),
+        ("S: 450 later\nS: 503 no\nS: 503 no", "deferred 450 later"),
         ("S: 550 5.7.1 never\nS: 503 no\nS: 503 no", "bounced 550 5.7.1 never"),
         ("S: 250 ok\nS: 450 4.2.0 grey\nS: 554 no", "deferred 450 4.2.0 grey"),
         ("S: 250 ok\nS: 452 4.5.3 many\nS: 554 no", "deferred 452 4.5.3 many"),
@@ -426,7 +430,7 @@ fn the_first_chunk_waits_for_its_recipients_and_later_ones_go_with_them() {
     for (replies, expected) in [
         ("S: 250 ok\nS: 550 5.1.1 who\nS: 503 no", "bounced 550 5.1.1 who"),
         ("S: 250 ok\nS: 550 5.1.1 who\nS: 250 taken", "bounced 550 5.1.1 who"),
-        ("S: 450 later\nS: 503 no\nS: 503 no", "site 450 later"),
+        ("S: 451 4.3.2 later\nS: 503 no\nS: 503 no", "site 451 4.3.2 later"),
         ("S: 250 ok\nS: 250 ok\nS: 554 5.7.1 spam", "bounced 554 5.7.1 spam"),
         ("S: 250 ok\nS: 250 ok\nS: 452 4.3.1 full", "deferred 452 4.3.1 full"),
         // It has shown that it knows the command, so this is about the message.
