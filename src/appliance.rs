@@ -5,19 +5,21 @@
 
 use crate::admin;
 use crate::bus::{ToMailbox, ToScheduler, ToShard};
-use crate::config::{Config, ListenerTls};
+use crate::config::Config;
 use crate::dns::route::{Identity, RouteOptions};
 use crate::dns::{Resolver, ResolverSettings};
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::pop3::{self, PopContext, PopCounts};
 use crate::receive::Doorman;
+use crate::reload::{Acceptors, Reloader};
 use crate::rt::{self, Executor, HelperPool};
 use crate::schedule::driver::{self, Ended, World};
 use crate::shard::{self, Seed};
 use crate::spool;
 use crate::telemetry::{Event, EventLog, Meter, Publisher, Telemetry, notify};
-use crate::tls::{ClientTls, ServerTls, TlsAcceptor};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use crate::tls::{ClientTls, ServerTls, SharedAcceptor};
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs::DirBuilder;
 use std::io;
@@ -60,26 +62,31 @@ mod code {
     pub const CONFIG: u8 = 78;
 }
 
-/// Runs until SIGTERM or SIGINT has stopped everything in good order.
+/// Runs until SIGTERM or SIGINT has stopped everything in good order. `file` is where the configuration came from, if it
+/// was named; SIGHUP reads it again.
 ///
 /// # Errors
 /// [`StartError`] where something that is needed is not to be had; nothing was accepted then.
-pub fn run(config: Config, log: &EventLog) -> Result<(), StartError> {
+pub fn run(config: Config, file: Option<&Path>, log: &EventLog) -> Result<(), StartError> {
     rt::probe().map_err(|error| StartError::new(code::OS_ERROR, error.message, error.hint))?;
     // Caught from here on: a stop during the start is a stop right after it.
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| {
         StartError::new(code::OS_ERROR, format!("signals cannot be caught: {error}"), "report this")
     })?;
     let config = Arc::new(config);
-    let running = start(&config, log)?;
-    let reason = match signals.forever().next() {
-        Some(SIGINT) => "SIGINT",
-        _ => "SIGTERM",
+    let running = start(&config, file, log)?;
+    let reason = loop {
+        match signals.forever().next() {
+            // Whatever came of it is in the log.
+            Some(SIGHUP) => drop(running.reloader.reload()),
+            Some(SIGINT) => break "SIGINT",
+            _ => break "SIGTERM",
+        }
     };
     log.log(Event::Stopping { reason });
     notify::stopping(3 * config.limits.stop_timeout + Duration::from_secs(30));
     let impatient = rt::thread("impatience", move || {
-        if signals.forever().next().is_some() {
+        if signals.forever().any(|signal| signal != SIGHUP) {
             // Nothing acknowledged is lost: it is in the spool, and the next start finds it.
             std::process::exit(130);
         }
@@ -99,6 +106,7 @@ struct Running {
     mailbox: rt::Sender<ToMailbox>,
     threads: Vec<rt::Handle>,
     control: Control,
+    reloader: Arc<Reloader>,
 }
 
 /// The control executor. It ends last: an operator may ask while a stop takes its time.
@@ -112,7 +120,7 @@ struct RunningShard {
     receiving_ended: rt::OneshotReceiver<()>,
 }
 
-fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
+fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Running, StartError> {
     let began = rt::now();
     check_ports(config)?;
     create_data_dir(&config.data_dir)?;
@@ -127,7 +135,11 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
     let directory = DirectoryHandle::open(&config.mailboxes, pools.directory.clone())
         .map_err(|error| StartError::new(code::CONFIG, error.to_string(), "mend the file, or move it away"))?;
     let authenticator = Authenticator::new(directory.clone(), pools.hashing.clone());
-    let tls = acceptors(config, &ServerTls::default())?;
+    let server_tls = ServerTls::default();
+    let tls = Acceptors::load(config, &server_tls).map_err(|error| {
+        StartError::new(code::CONFIG, error.to_string(), "certificate and key must be PEM files that fit together")
+    })?;
+    let pop3_acceptors: Vec<_> = tls.pop3.into_iter().map(|acceptor| acceptor.map(SharedAcceptor::new)).collect();
     let client_tls = ClientTls::load().map_err(|error| os_error(io::Error::other(error)))?;
     let resolver_settings = ResolverSettings::from_config(&config.dns).map_err(|error| {
         let message = format!("no name server is known: {error}");
@@ -151,7 +163,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
         reader: opened.reader.clone(),
         to_scheduler: to_scheduler.clone(),
         mailbox_rx: mailbox_inbox,
-        tls: tls.pop3,
+        tls: pop3_acceptors.clone(),
         counts: Arc::new(PopCounts::default()),
     };
     threads.push(start_pop3(config.clone(), pop, pop_meter)?);
@@ -235,7 +247,20 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
     });
     threads.push(scheduler_thread.map_err(os_error)?);
 
-    let control = start_admin(config, log, telemetry, to_scheduler.clone())?;
+    let reloader = Arc::new(Reloader {
+        file: file.map(Path::to_path_buf),
+        current: Mutex::new(config.clone()),
+        server_tls,
+        shards: shards.iter().map(|shard: &RunningShard| shard.orders.clone()).collect(),
+        pop3: pop3_acceptors,
+        directory,
+        log: log.clone(),
+    });
+    let reload = {
+        let (reloader, pool) = (reloader.clone(), pools.directory.clone());
+        admin::Reload { reloader, pool }
+    };
+    let control = start_admin(config, log, telemetry, to_scheduler.clone(), reload)?;
     if let Some(address) = config.admin {
         log.log(Event::Listening { protocol: "admin", address });
     }
@@ -252,7 +277,7 @@ fn start(config: &Arc<Config>, log: &EventLog) -> Result<Running, StartError> {
         data_dir: config.data_dir.display().to_string(),
     });
     notify::ready("accepting mail");
-    Ok(Running { shards, scheduler: to_scheduler, scheduler_ended, mailbox: to_mailbox, threads, control })
+    Ok(Running { shards, scheduler: to_scheduler, scheduler_ended, mailbox: to_mailbox, threads, control, reloader })
 }
 
 impl Running {
@@ -283,24 +308,6 @@ impl Running {
         let _ = self.control.thread.join();
         ended
     }
-}
-
-/// What the listeners need for TLS, in the order of the configuration.
-struct Acceptors {
-    smtp: Vec<Option<TlsAcceptor>>,
-    pop3: Vec<Option<TlsAcceptor>>,
-}
-
-fn acceptors(config: &Config, server: &ServerTls) -> Result<Acceptors, StartError> {
-    let of = |tls: &ListenerTls| {
-        server.acceptor(tls, config.tls.as_ref()).map_err(|error| {
-            StartError::new(code::CONFIG, error.to_string(), "certificate and key must be PEM files that fit together")
-        })
-    };
-    Ok(Acceptors {
-        smtp: config.smtp_listeners.iter().map(|listener| of(&listener.tls)).collect::<Result<_, _>>()?,
-        pop3: config.pop3_listeners.iter().map(|listener| of(&listener.tls)).collect::<Result<_, _>>()?,
-    })
 }
 
 /// Threads for what would hold up an executor.
@@ -372,6 +379,7 @@ fn start_admin(
     log: &EventLog,
     telemetry: Telemetry,
     scheduler: rt::Sender<ToScheduler>,
+    reload: admin::Reload,
 ) -> Result<Control, StartError> {
     let (started, when_started) = rt::oneshot();
     let (stop, when_stopped) = rt::oneshot();
@@ -386,7 +394,7 @@ fn start_admin(
         let publisher = Publisher::new(telemetry, log);
         meter.set_ready();
         started.send(Ok(()));
-        admin::run(admin::Context { listener, publisher, meter, scheduler }, when_stopped).await;
+        admin::run(admin::Context { listener, publisher, meter, scheduler, reload: Some(reload) }, when_stopped).await;
     });
     let thread = thread.map_err(os_error)?;
     match (when_started.wait(), config.admin) {

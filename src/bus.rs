@@ -96,6 +96,8 @@ pub enum ToShard {
     FreeSegment(u64),
     /// Write these records once more, so that their segment can be freed; each answered with `ToScheduler::Moved`.
     Move(Vec<(QueueId, Location)>),
+    /// New sessions go by this configuration.
+    Reload(Arc<crate::reload::Reloaded>),
     /// Stop accepting (first step of a stop).
     StopAccepting,
     /// The scheduler has ended: nothing more will be delivered; commit, close and end.

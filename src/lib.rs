@@ -18,6 +18,7 @@ pub mod dns;
 pub mod mailbox;
 pub mod pop3;
 pub mod receive;
+pub mod reload;
 pub mod rt;
 pub mod sasl;
 pub mod schedule;

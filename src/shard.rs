@@ -108,6 +108,7 @@ pub async fn run(seed: Seed) {
                 let submitter = submitter.clone();
                 rt::spawn(async move { submitter.submit(token, *envelope, content).await });
             }
+            ToShard::Reload(reloaded) => receiver.reload(&reloaded),
             ToShard::StopAccepting => {
                 meter.set_not_ready("stopping");
                 if let Some(ended) = receiving_ended.take() {

@@ -11,6 +11,7 @@
 //! | `GET /v1/queue?limit=N&FILTER` | the oldest N (default 1,000) messages that match, JSON |
 //! | `GET /v1/queue/ID` | one message, JSON; 404 when it is not queued |
 //! | `GET /v1/summary` | counts by site and state, JSON |
+//! | `POST /v1/reload` | take the changed configuration: JSON; 422 with the reason when it stays as it was |
 //! | `POST /v1/queue/flush?FILTER` | try now what matches, JSON |
 //! | `POST /v1/queue/ORDER?FILTER` | hold, release, delete or bounce what matches; `all=true` without a filter |
 //! | `GET /v1/sites` | every site, JSON |
@@ -24,6 +25,7 @@ mod query;
 mod requests;
 
 use crate::bus::ToScheduler;
+use crate::reload::Reloader;
 use crate::rt;
 use crate::telemetry::{Meter, Publisher, notify};
 use requests::Answer;
@@ -49,18 +51,29 @@ pub struct Context {
     pub meter: Arc<Meter>,
     /// Takes questions about the queue.
     pub scheduler: rt::Sender<ToScheduler>,
+    /// Takes a changed configuration; `None` where there is nothing to reload.
+    pub reload: Option<Reload>,
+}
+
+/// Reloads on a helper thread, for it reads files.
+pub struct Reload {
+    /// Does it.
+    pub reloader: Arc<Reloader>,
+    /// Where.
+    pub pool: rt::HelperPool,
 }
 
 struct Shared {
     publisher: RefCell<Publisher>,
     scheduler: rt::Sender<ToScheduler>,
+    reload: Option<Reload>,
 }
 
 /// Serves until `stop` answers or is dropped: counts, watches, feeds the watchdog, and answers requests. Returns when
 /// the last answer was given. Runs on the control executor.
 pub async fn run(context: Context, stop: rt::OneshotReceiver<()>) {
-    let Context { listener, publisher, meter, scheduler } = context;
-    let shared = Rc::new(Shared { publisher: RefCell::new(publisher), scheduler });
+    let Context { listener, publisher, meter, scheduler, reload } = context;
+    let shared = Rc::new(Shared { publisher: RefCell::new(publisher), scheduler, reload });
     let listener = listener.map(Rc::new);
     let connections = rt::TaskGroup::default();
     rt::spawn(meter.clone().beat());
@@ -134,7 +147,20 @@ impl Shared {
                 publisher.publish(rt::now());
                 Answer::metrics(publisher.render())
             }
+            requests::Request::Reload => self.reload().await,
             requests::Request::Scheduler(command) => self.ask(command).await,
+        }
+    }
+
+    async fn reload(&self) -> Answer {
+        let Some(Reload { reloader, pool }) = &self.reload else {
+            return Answer::unavailable("nothing can be reloaded");
+        };
+        let reloader = reloader.clone();
+        match pool.run(move || reloader.reload()).await {
+            Ok(Ok(warnings)) => Answer::json(serde_json::json!({ "reloaded": true, "warnings": warnings }).to_string()),
+            Ok(Err(why)) => Answer::unprocessable(&why),
+            Err(error) => Answer::unavailable(&format!("not now: {error}")),
         }
     }
 

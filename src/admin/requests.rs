@@ -12,6 +12,7 @@ pub(super) enum Request {
     Health,
     Ready,
     Metrics,
+    Reload,
     Scheduler(AdminCommand),
 }
 
@@ -28,6 +29,7 @@ impl Request {
             "/healthz" => (Method::GET, Request::Health),
             "/readyz" => (Method::GET, Request::Ready),
             "/metrics" => (Method::GET, Request::Metrics),
+            "/v1/reload" => (Method::POST, Request::Reload),
             _ => match path.strip_prefix("/v1/") {
                 Some(path) => {
                     let (method, command) = command(path, &mut query)?;
@@ -182,6 +184,11 @@ impl Answer {
         Answer::text(StatusCode::SERVICE_UNAVAILABLE, text)
     }
 
+    /// What is asked makes sense, and what it is about is wrong.
+    pub(super) fn unprocessable(text: &str) -> Answer {
+        Answer::text(StatusCode::UNPROCESSABLE_ENTITY, text)
+    }
+
     pub(super) fn forbidden(text: &str) -> Answer {
         Answer::text(StatusCode::FORBIDDEN, text)
     }
@@ -211,6 +218,8 @@ mod tests {
         let filter = QueueFilter::default();
         let list = |limit| Ok(Request::Scheduler(AdminCommand::QueueList { filter: filter.clone(), limit }));
         check("GET", "/healthz", Ok(Request::Health));
+        check("POST", "/v1/reload", Ok(Request::Reload));
+        check("GET", "/v1/reload", Err(405));
         check("GET", "/v1/queue", list(1000));
         check("GET", "/v1/queue?limit=5", list(5));
         for query in ["limit=0", "limit=1000001", "limit=", "limit=x", "x=1", "x", "sender=x", "recipient=<>"] {

@@ -52,6 +52,7 @@ fn with_server<Fut: Future<Output = ()>>(test: impl FnOnce(SocketAddr, Telemetry
             publisher: Publisher::new(telemetry.clone(), log),
             meter: telemetry.register("control"),
             scheduler: sender,
+            reload: None,
         };
         let (stop, stopped) = rt::oneshot();
         let server = rt::TaskGroup::default();

@@ -46,6 +46,8 @@ pub(super) enum Command {
     /// Manage mailboxes and logins
     #[command(subcommand)]
     User(UserCommand),
+    /// Let the running server take its changed configuration and certificates, whole or not at all
+    Reload(FormArguments),
     /// Print name and version
     Version,
 }

@@ -67,6 +67,7 @@ pub(super) fn request(address: SocketAddr, method: &str, path: &str) -> Result<S
         200 => Ok(body.to_owned()),
         400 => Err(Failure::new(exit::DATA, said)),
         404 => Err(Failure::new(exit::NO_INPUT, said)),
+        422 => Err(Failure::new(exit::CONFIG, said)),
         503 => Err(Failure::new(exit::TEMPORARY, said)),
         _ => Err(Failure::new(exit::PROTOCOL, format!("the server answered {status}: {said}"))),
     }

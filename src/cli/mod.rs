@@ -9,6 +9,7 @@ mod config;
 mod exit;
 mod explain;
 mod queue;
+mod reload;
 pub mod run;
 mod site;
 mod spool;
@@ -50,7 +51,7 @@ fn not_understood(error: &clap::Error) -> ExitCode {
 fn perform(arguments: Arguments) -> Result<ExitCode, Failure> {
     let file = arguments.config.as_deref();
     match arguments.command.unwrap_or(Command::Run) {
-        Command::Run => Ok(run::run(load(file)?)),
+        Command::Run => Ok(run::run(load(file)?, file)),
         Command::Config(ConfigCommand::Check) => config::check(file),
         Command::Config(ConfigCommand::Show) => config::show(file),
         Command::Queue(command) => queue::perform(&load(file)?.config, command),
@@ -58,6 +59,7 @@ fn perform(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Explain(arguments) => explain::perform(&load(file)?.config, &arguments),
         Command::Spool(command) => spool::perform(&load(file)?.config, command),
         Command::User(command) => user::perform(&load(file)?.config, command),
+        Command::Reload(form) => reload::perform(&load(file)?.config, form.json),
         Command::Version => {
             println!("ringmail {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -3,10 +3,11 @@
 use crate::appliance;
 use crate::config::Loaded;
 use crate::telemetry::{EventLog, diagnostics};
+use std::path::Path;
 use std::process::ExitCode;
 
-/// Runs the server until it is told to stop.
-pub fn run(loaded: Loaded) -> ExitCode {
+/// Runs the server until it is told to stop. `file` is the configuration that was named.
+pub fn run(loaded: Loaded, file: Option<&Path>) -> ExitCode {
     let (log, writer) = match EventLog::start(std::io::stderr()) {
         Ok(started) => started,
         Err(error) => {
@@ -19,7 +20,7 @@ pub fn run(loaded: Loaded) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let ran = appliance::run(loaded.config, &log);
+    let ran = appliance::run(loaded.config, file, &log);
     writer.finish();
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -149,7 +149,7 @@ impl Driver {
         self.conversation()?.unread = 0..0;
         let stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
         let acceptor = self.shard.tls[self.listener].as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let stream = Driver::handshake(stream, acceptor).await?;
+        let stream = Driver::handshake(stream, &acceptor.current()).await?;
         self.session()?.handle_tls(stream.channel_bindings());
         self.stream = Some(stream);
         Ok(())

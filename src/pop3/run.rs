@@ -18,7 +18,7 @@ use crate::mailbox::policy::Retention;
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::rt::{self, HelperPool, Receiver, Sender, TaskGroup, TcpListener, TcpStream};
 use crate::sasl::ChannelBindings;
-use crate::tls::TlsAcceptor;
+use crate::tls::SharedAcceptor;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
@@ -54,7 +54,7 @@ pub struct PopContext<R> {
     /// Gives deliveries.
     pub mailbox_rx: Receiver<ToMailbox>,
     /// For TLS, in the order of the listeners; `None` where one has no TLS.
-    pub tls: Vec<Option<TlsAcceptor>>,
+    pub tls: Vec<Option<SharedAcceptor>>,
     /// Totals for the metrics.
     pub counts: Arc<PopCounts>,
 }
@@ -191,7 +191,7 @@ pub(super) struct Shard {
     pub reads: HelperPool,
     pub turns: HelperPool,
     pub writes: HelperPool,
-    pub tls: Vec<Option<TlsAcceptor>>,
+    pub tls: Vec<Option<SharedAcceptor>>,
     pub counts: Arc<PopCounts>,
     pub locks: Locks,
     pub login_times: LoginTimes,
@@ -272,7 +272,7 @@ impl Shard {
         let hostname = &self.settings.hostname;
         let session = if config.tls.mode == TlsMode::Implicit {
             let Some(acceptor) = &self.tls[index] else { return };
-            let Ok(stream) = Driver::handshake(stream.into(), acceptor).await else { return };
+            let Ok(stream) = Driver::handshake(stream.into(), &acceptor.current()).await else { return };
             let bindings = stream.channel_bindings();
             let session = Session::under_tls(self.session_config(index, config), hostname, bindings);
             Driver::new(self, busy, stream, peer, index, session)

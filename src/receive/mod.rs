@@ -17,6 +17,7 @@ pub use doorman::Doorman;
 use crate::config::{self, Config, Profile, SmtpListener, TlsMode};
 use crate::dns::Resolver;
 use crate::mailbox::{Authenticator, DirectoryHandle};
+use crate::reload::Reloaded;
 use crate::rt;
 use crate::smtp::Reply;
 use crate::smtp::data::LineEndings;
@@ -74,11 +75,19 @@ pub struct Receiver(Rc<State>);
 
 struct State {
     context: Context,
-    listeners: RefCell<Vec<Rc<rt::TcpListener>>>,
+    listeners: RefCell<Vec<Listening>>,
     sessions: RefCell<Slab<OpenSession>>,
     buffers: input::Buffers,
     stopping: Cell<bool>,
     group: rt::TaskGroup,
+}
+
+/// An open listener, in the order of the configuration.
+#[derive(Clone)]
+struct Listening {
+    socket: Rc<rt::TcpListener>,
+    /// For the next session.
+    current: Rc<RefCell<Rc<Listener>>>,
 }
 
 /// One listener as its sessions see it.
@@ -88,6 +97,13 @@ struct Listener {
     session: Arc<SessionConfig>,
     /// `None` where it has no TLS.
     acceptor: Option<TlsAcceptor>,
+}
+
+impl Listener {
+    fn new(config: Arc<Config>, settings: &SmtpListener, acceptor: Option<TlsAcceptor>) -> Listener {
+        let session = Arc::new(session_config(&config.hostname, settings));
+        Listener { config, settings: settings.clone(), session, acceptor }
+    }
 }
 
 /// What a stop needs to know of a session.
@@ -112,16 +128,18 @@ impl Receiver {
 
     /// Accepts connections of this listener until [`Receiver::stop`]. `acceptor` is `Some` where it speaks TLS.
     pub fn listen(&self, settings: &SmtpListener, acceptor: Option<TlsAcceptor>, socket: rt::TcpListener) {
-        let socket = Rc::new(socket);
-        self.0.listeners.borrow_mut().push(socket.clone());
-        let session = Arc::new(session_config(&self.0.context.config.hostname, settings));
-        let config = self.0.context.config.clone();
-        let listener = Rc::new(Listener { config, settings: settings.clone(), session, acceptor });
+        let listener = Listener::new(self.0.context.config.clone(), settings, acceptor);
+        let listening = Listening { socket: Rc::new(socket), current: Rc::new(RefCell::new(Rc::new(listener))) };
+        self.0.listeners.borrow_mut().push(listening.clone());
+        let Listening { socket, current } = listening;
         let receiver = self.clone();
         self.0.group.spawn(async move {
             loop {
                 match socket.accept().await {
-                    Ok((stream, peer)) => receiver.accept(listener.clone(), stream, peer),
+                    Ok((stream, peer)) => {
+                        let listener = current.borrow().clone();
+                        receiver.accept(listener, stream, peer);
+                    }
                     Err(_) if receiver.0.stopping.get() => return,
                     Err(error) => {
                         // A shard that no longer accepts while the process looks alive is worse than a restart.
@@ -131,6 +149,17 @@ impl Receiver {
                 }
             }
         });
+    }
+
+    /// Sessions from now on go by this configuration; it has the same listeners.
+    pub fn reload(&self, reloaded: &Reloaded) {
+        let listeners = self.0.listeners.borrow();
+        for ((listening, settings), acceptor) in
+            listeners.iter().zip(&reloaded.config.smtp_listeners).zip(&reloaded.acceptors)
+        {
+            let listener = Listener::new(reloaded.config.clone(), settings, acceptor.clone());
+            *listening.current.borrow_mut() = Rc::new(listener);
+        }
     }
 
     fn accept(&self, listener: Rc<Listener>, stream: rt::TcpStream, peer: SocketAddr) {
@@ -181,7 +210,7 @@ impl Receiver {
     pub async fn stop(&self) {
         let state = &self.0;
         state.stopping.set(true);
-        state.listeners.borrow().iter().for_each(|listener| listener.stop());
+        state.listeners.borrow().iter().for_each(|listening| listening.socket.stop());
         let now = rt::now();
         let patience = state.context.config.limits.stop_timeout;
         for (_, session) in state.sessions.borrow().iter() {

@@ -21,7 +21,7 @@ pub struct ReceivedField<'a> {
     pub hostname: &'a str,
     /// How the message came.
     pub with: With,
-    /// TLS version and cipher, e.g. `TLSv1.3 TLS13_AES_256_GCM_SHA384`.
+    /// TLS version and cipher, e.g. `TLSv1.3 TLS_AES_256_GCM_SHA384`.
     pub tls: Option<&'a str>,
     /// Name of the message.
     pub queue_id: QueueId,
@@ -90,7 +90,7 @@ const COMMENT_BYTES_MAX: usize = 255;
 ///
 /// ```text
 /// Received: from client.example ([192.0.2.1])
-///     by mx.example with ESMTPS (TLSv1.3 TLS13_AES_256_GCM_SHA384) id 0000000G0001
+///     by mx.example with ESMTPS (TLSv1.3 TLS_AES_256_GCM_SHA384) id 0000000G0001
 ///     for <user@example.com>; Mon, 23 Nov 2026 12:00:00 +0000
 /// ```
 pub fn write_received(out: &mut Vec<u8>, received: &ReceivedField<'_>) {
@@ -230,7 +230,7 @@ mod tests {
             client_name: None,
             hostname: "mx.example",
             with,
-            tls: with.tls.then_some("TLSv1.3 TLS13_AES_256_GCM_SHA384"),
+            tls: with.tls.then_some("TLSv1.3 TLS_AES_256_GCM_SHA384"),
             queue_id: QueueId(1),
             single_recipient: recipient.as_ref(),
             arrival_ms: ARRIVAL_MS,
@@ -256,7 +256,7 @@ mod tests {
             With { tls: true, authenticated: true, ..WITH },
             None,
             "Received: from [IPv6:2001:db8::1] ([IPv6:2001:db8::1])\r\n\
-             \tby mx.example with ESMTPSA (TLSv1.3 TLS13_AES_256_GCM_SHA384) id 000000000001;\r\n\
+             \tby mx.example with ESMTPSA (TLSv1.3 TLS_AES_256_GCM_SHA384) id 000000000001;\r\n\
              \tMon, 23 Nov 2026 12:34:56 +0000\r\n",
         );
     }

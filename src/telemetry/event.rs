@@ -233,6 +233,8 @@ pub enum Event {
         /// Where it keeps mail.
         data_dir: String,
     },
+    /// The configuration was read anew and is in force.
+    Reloaded,
     /// A stop was asked for.
     Stopping {
         /// `SIGTERM`, ...
@@ -395,6 +397,7 @@ impl Event {
                 .field("shards", shards)
                 .field("data", data_dir)
                 .end(),
+            Event::Reloaded => Line::begin(out, unix_ms, "reloaded").end(),
             Event::Stopping { reason } => Line::begin(out, unix_ms, "stopping").field("reason", reason).end(),
             Event::Stopped { queued } => Line::begin(out, unix_ms, "stopped").field("queued", queued).end(),
             Event::Diagnostic { level, module, text } => {

@@ -11,6 +11,14 @@ pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
+/// The program reads its configuration anew; [`ready`] ends that.
+pub fn reloading() {
+    let mut states = vec![NotifyState::Reloading];
+    // Only Type=notify-reload asks for the time.
+    states.extend(NotifyState::monotonic_usec_now().ok());
+    send(&states);
+}
+
 /// The program began to stop; it may take that long.
 pub fn stopping(time: Duration) {
     let extension = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);

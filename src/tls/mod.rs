@@ -8,4 +8,4 @@ pub(crate) mod testing;
 
 pub use client::ClientTls;
 pub use server::{ServerTls, TlsFilesError};
-pub use stream::{Stream, TlsAcceptor, TlsConnector};
+pub use stream::{SharedAcceptor, Stream, TlsAcceptor, TlsConnector};

@@ -5,12 +5,35 @@ use crate::sasl::ChannelBindings;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 pub use futures_rustls::{TlsAcceptor, TlsConnector};
 use futures_rustls::{client, server};
+use parking_lot::RwLock;
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
+
+/// An acceptor that a reload replaces. Cloning shares it.
+#[derive(Clone)]
+pub struct SharedAcceptor(Arc<RwLock<TlsAcceptor>>);
+
+impl SharedAcceptor {
+    /// With this one at first.
+    pub fn new(acceptor: TlsAcceptor) -> SharedAcceptor {
+        SharedAcceptor(Arc::new(RwLock::new(acceptor)))
+    }
+
+    /// The one for the next handshake.
+    pub fn current(&self) -> TlsAcceptor {
+        self.0.read().clone()
+    }
+
+    /// Later handshakes use this one.
+    pub fn replace(&self, acceptor: TlsAcceptor) {
+        *self.0.write() = acceptor;
+    }
+}
 
 /// A connection of the current executor, in plain text or under TLS.
 pub struct Stream(Kind);
@@ -170,17 +193,19 @@ impl Stream {
         shown.unwrap_or_default().to_vec()
     }
 
-    /// Version and cipher suite, e.g. `TLSv1.3 TLS13_AES_256_GCM_SHA384`; `None` in plain text.
+    /// Version and cipher suite, e.g. `TLSv1.3 TLS_AES_256_GCM_SHA384`, and for a client with a certificate
+    /// ` client sha256:` with that certificate's fingerprint; `None` in plain text.
     pub fn tls_info(&self) -> Option<String> {
-        let (version, suite) = match &self.0 {
+        let (version, suite, client) = match &self.0 {
             Kind::Plain(_) | Kind::Closed => return None,
             Kind::Server(stream) => {
                 let connection = stream.get_ref().1;
-                (connection.protocol_version(), connection.negotiated_cipher_suite())
+                let client = connection.peer_certificates().and_then(|chain| chain.first());
+                (connection.protocol_version(), connection.negotiated_cipher_suite(), client)
             }
             Kind::Client(stream) => {
                 let connection = stream.get_ref().1;
-                (connection.protocol_version(), connection.negotiated_cipher_suite())
+                (connection.protocol_version(), connection.negotiated_cipher_suite(), None)
             }
         };
         let version = match version? {
@@ -188,7 +213,14 @@ impl Stream {
             rustls::ProtocolVersion::TLSv1_3 => "TLSv1.3",
             _ => "TLS",
         };
-        Some(format!("{version} {:?}", suite?.suite()))
+        // rustls marks suites of TLS 1.3; the registered names begin like all others.
+        let mut info = format!("{version} {}", format!("{:?}", suite?.suite()).replacen("TLS13_", "TLS_", 1));
+        if let Some(certificate) = client {
+            info.push_str(" client sha256:");
+            let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+            digest.as_ref().iter().for_each(|octet| info.push_str(&format!("{octet:02x}")));
+        }
+        Some(info)
     }
 }
 

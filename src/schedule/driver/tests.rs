@@ -149,7 +149,8 @@ fn life(folder: &Path, messages: Vec<Envelope>, until: &'static [(&'static str, 
                         feeder.send(accepted).await.expect("the scheduler runs");
                         ToScheduler::Submitted { token, result: Ok(queue_id) }
                     }
-                    ToShard::FreeSegment(_) | ToShard::Move(_) | ToShard::StopAccepting | ToShard::Stop => continue,
+                    ToShard::FreeSegment(_) | ToShard::Move(_) => continue,
+                    ToShard::Reload(_) | ToShard::StopAccepting | ToShard::Stop => continue,
                 };
                 feeder.send(answer).await.expect("the scheduler runs");
             }

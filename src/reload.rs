@@ -1,0 +1,208 @@
+//! A changed configuration is taken by the running process, whole or not at all: on SIGHUP and for `ringmail reload`.
+//!
+//! Everything that can fail is done first: reading, checking, reading certificates. Then the new values are handed to
+//! the shards and the POP3 listeners. Sessions that are open go on with what they began with.
+
+use crate::bus::ToShard;
+use crate::config::{self, Config};
+use crate::mailbox::DirectoryHandle;
+use crate::rt;
+use crate::telemetry::{Event, EventLog, notify};
+use crate::tls::{ServerTls, SharedAcceptor, TlsAcceptor, TlsFilesError};
+use parking_lot::Mutex;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What listeners go on with.
+#[derive(Clone)]
+pub struct Reloaded {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// For the SMTP listeners, in the order of the configuration.
+    pub acceptors: Vec<Option<TlsAcceptor>>,
+}
+
+impl fmt::Debug for Reloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reloaded({} listeners)", self.acceptors.len())
+    }
+}
+
+/// What the listeners need for TLS, in the order of the configuration.
+pub struct Acceptors {
+    /// SMTP.
+    pub smtp: Vec<Option<TlsAcceptor>>,
+    /// POP3.
+    pub pop3: Vec<Option<TlsAcceptor>>,
+}
+
+impl Acceptors {
+    /// Reads the certificates of all listeners.
+    ///
+    /// # Errors
+    /// As [`ServerTls::acceptor`].
+    pub fn load(config: &Config, server: &ServerTls) -> Result<Acceptors, TlsFilesError> {
+        let of = |tls| server.acceptor(tls, config.tls.as_ref());
+        Ok(Acceptors {
+            smtp: config.smtp_listeners.iter().map(|listener| of(&listener.tls)).collect::<Result<_, _>>()?,
+            pop3: config.pop3_listeners.iter().map(|listener| of(&listener.tls)).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Reloads. One for the process; it can be asked from every thread, and blocks: not on executors.
+pub struct Reloader {
+    /// The file that was named, if any.
+    pub file: Option<PathBuf>,
+    /// What is in force.
+    pub current: Mutex<Arc<Config>>,
+    /// Makes acceptors.
+    pub server_tls: ServerTls,
+    /// Whom to tell.
+    pub shards: Vec<rt::Sender<ToShard>>,
+    /// Those of the POP3 listeners.
+    pub pop3: Vec<Option<SharedAcceptor>>,
+    /// Users and aliases.
+    pub directory: DirectoryHandle,
+    /// The event log.
+    pub log: EventLog,
+}
+
+impl Reloader {
+    /// Takes what the files say now: the warnings that `config check` would give, or why everything stays as it was.
+    /// Both are in the log as well.
+    ///
+    /// # Errors
+    /// Text for the operator: what is wrong with the new configuration, or what of it needs a restart.
+    pub fn reload(&self) -> Result<Vec<String>, String> {
+        notify::reloading();
+        let taken = self.take();
+        match &taken {
+            Ok(warnings) => {
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                self.log.log(Event::Reloaded);
+            }
+            Err(why) => tracing::error!("the configuration was not reloaded, everything stays as it was: {why}"),
+        }
+        notify::ready("accepting mail");
+        taken
+    }
+
+    fn take(&self) -> Result<Vec<String>, String> {
+        // One at a time, from beginning to end.
+        let mut current = self.current.lock();
+        let loaded = config::load(self.file.as_deref()).map_err(|error| error.to_string())?;
+        let fixed = what_needs_a_restart(&current, &loaded.config);
+        if !fixed.is_empty() {
+            return Err(format!(
+                "{} cannot change while the process runs\n  hint: restart ringmail to take this configuration",
+                fixed.join(", ")
+            ));
+        }
+        let acceptors = Acceptors::load(&loaded.config, &self.server_tls).map_err(|error| error.to_string())?;
+        // From here on nothing fails.
+        self.directory.refresh();
+        for (shared, acceptor) in self.pop3.iter().zip(acceptors.pop3) {
+            if let (Some(shared), Some(acceptor)) = (shared, acceptor) {
+                shared.replace(acceptor);
+            }
+        }
+        *current = Arc::new(loaded.config);
+        let reloaded = Arc::new(Reloaded { config: current.clone(), acceptors: acceptors.smtp });
+        for shard in &self.shards {
+            // A shard that is gone has ended the process.
+            let _ = shard.blocking_send(ToShard::Reload(reloaded.clone()));
+        }
+        Ok(loaded.warnings)
+    }
+}
+
+/// Keys whose change a running process cannot take. Every part of the configuration is named here, so that a new one has
+/// to be decided about.
+fn what_needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let addresses = |config: &Config| config.smtp_listeners.iter().map(|smtp| smtp.address).collect::<Vec<_>>();
+    // Certificates are read anew; what else POP3 listeners have is theirs for good.
+    let pop3 = |config: &Config| {
+        let listener = |pop3: &config::Pop3Listener| (pop3.address, pop3.tls.mode, pop3.auth_without_tls);
+        config.pop3_listeners.iter().map(listener).collect::<Vec<_>>()
+    };
+    let mut limits = new.limits.clone();
+    limits.stop_timeout = old.limits.stop_timeout;
+    let changes = [
+        ("hostname", old.hostname != new.hostname),
+        ("data_dir", old.data_dir != new.data_dir),
+        ("shards", old.shards != new.shards),
+        ("[[smtp]] address", addresses(old) != addresses(new)),
+        ("[[pop3]]", pop3(old) != pop3(new)),
+        ("[admin]", old.admin != new.admin),
+        ("[limits] stop_timeout", new.limits != limits),
+    ];
+    let mut changed: Vec<&str> = changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
+    // Whatever is not told apart above or taken below stays as it is.
+    let taken = Config {
+        hostname: old.hostname.clone(),
+        data_dir: old.data_dir.clone(),
+        shards: old.shards,
+        smtp_listeners: old.smtp_listeners.clone(),
+        pop3_listeners: old.pop3_listeners.clone(),
+        admin: old.admin,
+        limits: old.limits.clone(),
+        relay: old.relay.clone(),
+        client_limits: old.client_limits.clone(),
+        account_limits: old.account_limits.clone(),
+        sender_limits: old.sender_limits.clone(),
+        login_limits: old.login_limits.clone(),
+        dnsbls: old.dnsbls.clone(),
+        greylist: old.greylist.clone(),
+        tls: old.tls.clone(),
+        ..new.clone()
+    };
+    if taken != *old {
+        changed.push("another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]] or [greylist]");
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ringmail.toml");
+        std::fs::write(&file, format!("hostname = \"mx.test\"\n{text}")).unwrap();
+        config::load(Some(&file)).unwrap().config
+    }
+
+    #[test]
+    fn what_is_taken_and_what_needs_a_restart() {
+        const SMTP: &str = "[[smtp]]\naddress = \"127.0.0.1:25\"\n";
+        let old = config(SMTP);
+        let check = |text: &str, expected: &[&str]| {
+            assert_eq!(what_needs_a_restart(&old, &config(text)), expected, "{text}");
+        };
+        check(SMTP, &[]);
+        check(
+            &format!("{SMTP}profile = \"local\"\ngreet_pause = \"1s\"\n[relay]\nrelay_domains = [\"a.test\"]\n"),
+            &[],
+        );
+        check(&format!("{SMTP}[limits]\nerrors_max = 3\n[client_limits]\nsessions_max = 1\n"), &[]);
+        check(&format!("{SMTP}[[dnsbl]]\nzone = \"a.test\"\n[greylist]\ndelay = \"1s\"\n"), &[]);
+        check("[[smtp]]\naddress = \"127.0.0.1:26\"\n", &["[[smtp]] address"]);
+        check(
+            &format!("shards = 77\ndata_dir = \"x\"\n{SMTP}[limits]\nstop_timeout = \"1s\"\n"),
+            &[
+                "data_dir",
+                "shards",
+                "[limits] stop_timeout",
+                // The paths below data_dir.
+                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]] or [greylist]",
+            ],
+        );
+        check(
+            &format!("{SMTP}[retry]\ndelay_min = \"1s\"\n"),
+            &["another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]] or [greylist]"],
+        );
+    }
+}
