@@ -162,7 +162,7 @@ pub enum LineEndings {
     /// The message is refused with 550 5.6.11.
     #[default]
     Strict,
-    /// It becomes CRLF; it never ends a message.
+    /// LF becomes CRLF, CR a space; neither ever ends a message.
     Normalise,
 }
 
