@@ -10,6 +10,11 @@ use crate::spool::{BodyType, DsnReturn, Envelope, Notify, Origin, QueueId, Recip
 
 /// Octets of the original that a report returns; a larger one is returned as its header.
 pub const RETURNED_BYTES_MAX: usize = 64 * 1024;
+/// Recipients that the text for people names; all are in the status.
+const NAMED_RECIPIENTS_MAX: usize = 100;
+/// Octets of replies in the status of one report, about; each recipient has its share, at least [`REPLY_BYTES_MIN`].
+const REPLIES_BYTES_MAX: usize = 256 * 1024;
+const REPLY_BYTES_MIN: usize = 80;
 /// RFC 5322 section 2.1.1, without CRLF.
 const LINE_BYTES_MAX: usize = 998;
 /// Where lines that we write are folded, if they have a space.
@@ -271,9 +276,24 @@ impl<'a> Report<'a> {
                 ":",
             ],
         );
-        for reported in &self.request.recipients {
+        for reported in self.request.recipients.iter().take(NAMED_RECIPIENTS_MAX) {
             self.push_recipient_text(out, reported);
         }
+        if let Some(more) = self.request.recipients.len().checked_sub(NAMED_RECIPIENTS_MAX).filter(|more| *more > 0) {
+            push_line(out, &["\r\nand ", &more.to_string(), " more recipients, all of which the second part names."]);
+        }
+    }
+
+    /// A reply, cut to its share of the report: a message to thousands must not make a report of many megabytes.
+    fn reply_text(&self, reply: &Reply) -> String {
+        let share = REPLIES_BYTES_MAX / self.request.recipients.len().max(1);
+        let mut text = reply.to_string();
+        let mut end = share.max(REPLY_BYTES_MIN).min(text.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text
     }
 
     fn push_recipient_text(&self, out: &mut Vec<u8>, reported: &ReportedRecipient<'_>) {
@@ -327,9 +347,9 @@ impl<'a> Report<'a> {
         push_line(out, &["Status: ", &status(reported).to_string()]);
         if let Some(host) = reported.remote_host {
             self.push_field(out, "Remote-MTA: dns; ", host);
-            self.push_field(out, "Diagnostic-Code: smtp; ", &reported.reply.to_string());
+            self.push_field(out, "Diagnostic-Code: smtp; ", &self.reply_text(reported.reply));
         } else {
-            self.push_field(out, "Diagnostic-Code: X-ringmail; ", &reported.reply.to_string());
+            self.push_field(out, "Diagnostic-Code: X-ringmail; ", &self.reply_text(reported.reply));
         }
         if let Some(at) = reported.last_attempt_ms {
             push_line(out, &["Last-Attempt-Date: ", &date(at)]);
@@ -689,6 +709,16 @@ Subject: hi
         let body = b"X: =_19b7ca996fe.0000000000001234\r\n\r\n";
         let (_, text) = report(&original, Action::Failed, &reply(550, "x"), body);
         assert_eq!(text.matches("--=_19b7ca996fe.0000000000001234_").count(), 4);
+    }
+
+    #[test]
+    fn a_report_about_thousands_is_bounded() {
+        let original = envelope((0..5000).map(|number| recipient(&format!("r{number}@b.example"))).collect());
+        let (_, text) = report(&original, Action::Failed, &reply(550, &"\u{fc}".repeat(500)), b"\r\n");
+        assert!(text.len() < 5000 * 400, "{}", text.len());
+        assert_eq!(text.matches("Final-Recipient: ").count(), 5000);
+        assert_eq!(text.matches("could not be delivered").count(), NAMED_RECIPIENTS_MAX);
+        assert!(text.contains("and 4900 more recipients"));
     }
 
     #[test]

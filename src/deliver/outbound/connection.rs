@@ -240,6 +240,11 @@ impl Connection {
         self.client.capabilities()
     }
 
+    /// The session ended because the host does not know BDAT, which it offered; the next one will do without.
+    pub(super) fn chunks_failed(&self) -> bool {
+        self.client.chunks_failed()
+    }
+
     /// The session can be used or ended with QUIT.
     pub(super) fn is_open(&self) -> bool {
         self.stream.is_some()

@@ -178,13 +178,37 @@ async fn perform<M: Messages>(
             return job_done(job, |_| Outcome::Deferred(deferral.clone()), lane_state);
         }
     };
+    match attempt(shared, endpoint, connection, job, &message).await {
+        Attempt::Ended(done) => done,
+        // The host is known as a liar now, so that the second session does without; a third is not needed.
+        Attempt::ChunksFailed(done) => match attempt(shared, endpoint, connection, job, &message).await {
+            Attempt::Ended(done) => done,
+            Attempt::ChunksFailed(_) => done,
+        },
+    }
+}
+
+/// How one transaction ended.
+enum Attempt {
+    Ended(JobDone),
+    /// The host does not know BDAT, which it offered; the session is over.
+    ChunksFailed(JobDone),
+}
+
+async fn attempt<M: Messages>(
+    shared: &Shared<M>,
+    endpoint: &Endpoint,
+    connection: &mut Option<Connection>,
+    job: &Job,
+    message: &M::Message,
+) -> Attempt {
     let open = match connection {
         Some(open) => open,
         None => match Connection::open(endpoint, &shared.surroundings).await {
             Ok(open) => connection.insert(open),
             Err(NoSession { outcome, remote }) => {
                 let done = job_done(job, |_| outcome.clone(), LaneState::Failed);
-                return JobDone { remote, ..done };
+                return Attempt::Ended(JobDone { remote, ..done });
             }
         },
     };
@@ -205,11 +229,13 @@ async fn perform<M: Messages>(
         Protocol::Smtp => SuccessReport::Relayed,
         Protocol::Lmtp => SuccessReport::Delivered,
     });
+    let chunks_failed = open.chunks_failed();
     if lane_state != LaneState::Open && !open.is_open() {
         *connection = None;
     }
     let outcomes = job.recipients.iter().copied().zip(outcomes).collect();
-    JobDone { lane: job.lane, queue_id: job.queue_id, outcomes, lane_state, remote, elapsed_us: 0, success }
+    let done = JobDone { lane: job.lane, queue_id: job.queue_id, outcomes, lane_state, remote, elapsed_us: 0, success };
+    if chunks_failed { Attempt::ChunksFailed(done) } else { Attempt::Ended(done) }
 }
 
 async fn read<M: Messages>(shared: &Shared<M>, job: &Job) -> Result<M::Message, Trouble> {

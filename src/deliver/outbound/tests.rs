@@ -115,7 +115,7 @@ impl Peer {
         let mut messages = 0;
         loop {
             let line = read_until(&mut stream, &mut input, b"\r\n").await?;
-            match &line[..4] {
+            match line.get(..4).unwrap_or_default() {
                 b"EHLO" => stream.write_all(self.hello.as_bytes()).await?,
                 b"STAR" => {
                     stream.write_all(b"220 go\r\n").await?;
@@ -128,6 +128,9 @@ impl Peer {
                 b"MAIL" if self.hello.contains("CHUNKING") => {
                     read_until(&mut stream, &mut input, b"\r\n").await?;
                     stream.write_all(b"250 ok\r\n250 ok\r\n").await?;
+                }
+                b"BDAT" if self.hello.contains("LIES") => {
+                    stream.write_all(b"502 what\r\n").await?;
                 }
                 b"BDAT" => {
                     let text = String::from_utf8(line[5..].to_vec()).unwrap();
@@ -153,6 +156,12 @@ impl Peer {
                     if messages == self.messages_max {
                         return Ok(());
                     }
+                }
+                b"DATA" => {
+                    stream.write_all(b"354 go\r\n").await?;
+                    let message = read_until(&mut stream, &mut input, b"\r\n.\r\n").await?;
+                    heard.messages.borrow_mut().push(message);
+                    stream.write_all(self.end_of_data.as_bytes()).await?;
                 }
                 b"RSET" => stream.write_all(b"250 ok\r\n").await?,
                 b"QUIT" => {
@@ -477,6 +486,23 @@ fn chunks_carry_the_content_without_its_stuffing() {
                 peer.listener.stop();
             }
         }
+    });
+}
+
+#[test]
+fn a_host_that_lies_about_chunking_gets_its_mail_by_data_at_once() {
+    test(|| async {
+        let hello = "250-x\r\n250-PIPELINING\r\n250-LIES\r\n250 CHUNKING\r\n";
+        let peer = Peer { hello, ..Peer::default() }.start();
+        let mut desk = Desk::new(limits(), BODY);
+        for lane in 1..=2 {
+            desk.send(lane, lane, Some(endpoint(&[peer.address])));
+            assert_eq!(desk.hear().await, format!("{lane} delivered 250 2.0.0 stored Open"));
+        }
+        desk.outbound.stop().await;
+        assert_eq!(peer.heard.connections.get(), 3, "it was asked once");
+        assert_eq!(*peer.heard.messages.borrow(), vec![sent(BODY); 2]);
+        peer.listener.stop();
     });
 }
 
