@@ -6,6 +6,7 @@
 mod choice;
 mod interrupt;
 mod pop3;
+mod report;
 mod sink;
 mod source;
 mod stamp;
@@ -33,6 +34,8 @@ enum Command {
     Pop3(pop3::Options),
     /// Make up an Internet of domains and sites, and serve its DNS.
     World(world::Options),
+    /// Make a page with plots of what `loadtest/compare` measured.
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Sink(options) => sink::run(options),
         Command::Pop3(options) => pop3::run(options),
         Command::World(options) => world::run(options),
+        Command::Report(options) => report::run(&options),
     };
     match ran {
         Ok(true) => ExitCode::SUCCESS,
