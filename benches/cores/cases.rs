@@ -122,8 +122,10 @@ fn smtp_client_message() -> Box<dyn FnMut()> {
     };
     let mut client = Client::new(settings);
     client.handle_bytes(b"220 far.example ESMTP\r\n");
+    // A reply to a command that has not gone out yet would be none.
+    client.output().clear();
     client.handle_bytes(b"250-far.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 10000000\r\n");
-    assert!(matches!(client.poll_event(), Some(client::Event::Ready)));
+    assert_eq!(client.poll_event(), Some(client::Event::Ready));
     client.output().clear();
     let envelope = fixed_envelope();
     Box::new(move || {
@@ -165,7 +167,7 @@ fn dot_stuffing() -> Box<dyn FnMut()> {
     let mut out = Vec::new();
     Box::new(move || {
         out.clear();
-        assert!(!stuff(black_box(&text), &mut out) || out.len() > text.len());
+        assert!(stuff(black_box(&text), &mut out));
     })
 }
 
