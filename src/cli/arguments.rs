@@ -43,6 +43,15 @@ pub(super) enum Command {
     /// Look at the spool folder itself, whether a server uses it or not
     #[command(subcommand)]
     Spool(SpoolCommand),
+    /// Kill a server under load again and again, on the disk of your choice, and count what is lost
+    ///
+    /// Runs a server of its own in FOLDER/ringmail-crashtest, on ports of its own on loopback; a running ringmail is not
+    /// touched.
+    #[command(
+        after_help = "Exit codes: 0 nothing was lost, 65 something was, 69 the server does not start or ended by itself,\n\
+        73 the folder cannot be made.\n\nExample: ringmail crashtest /var/lib/ringmail --rounds 100"
+    )]
+    Crashtest(CrashtestArguments),
     /// Manage mailboxes and logins
     #[command(subcommand)]
     User(UserCommand),
@@ -171,6 +180,41 @@ pub(super) struct FormArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CrashtestArguments {
+    /// A folder on the disk to be tested
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// Times that the server is killed
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rounds: u32,
+    /// Connections that submit at the same time
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = bounded::<1, 1_000>)]
+    pub senders: usize,
+    /// Octets of the longest message
+    #[arg(long, value_name = "OCTETS", default_value_t = 16_384, value_parser = bounded::<64, 20_000_000>)]
+    pub size: usize,
+    /// Lets the same kills happen at the same moments
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Test durability = "relaxed"
+    #[arg(long)]
+    pub relaxed: bool,
+    /// Leave spool and log in the folder
+    #[arg(long)]
+    pub keep: bool,
+    /// Print JSON, at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn bounded<const LEAST: usize, const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (LEAST..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("{LEAST} to {MOST}")),
+    }
 }
 
 #[derive(Args, Debug)]

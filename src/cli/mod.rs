@@ -6,6 +6,7 @@
 mod arguments;
 mod client;
 mod config;
+mod crashtest;
 mod exit;
 mod explain;
 mod queue;
@@ -58,6 +59,7 @@ fn perform(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Site(command) => site::perform(&load(file)?.config, command),
         Command::Explain(arguments) => explain::perform(&load(file)?.config, &arguments),
         Command::Spool(command) => spool::perform(&load(file)?.config, command),
+        Command::Crashtest(arguments) => crashtest::perform(&arguments),
         Command::User(command) => user::perform(&load(file)?.config, command),
         Command::Reload(form) => reload::perform(&load(file)?.config, form.json),
         Command::Version => {
