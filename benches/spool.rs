@@ -14,7 +14,7 @@
 use ringmail::rt;
 use ringmail::smtp::{Address, ReversePath};
 use ringmail::spool::{self, BodyType, DraftBody, Envelope, Journal, MessageDraft, Notify, Options, Origin, Recipient};
-use ringmail::spool::{QueueId, ShardSpool};
+use ringmail::spool::{Durability, QueueId, ShardSpool};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -66,7 +66,14 @@ fn fill(path: &Path, messages: u64) {
                     left.set(left.get() - 1);
                     let body = DraftBody::Memory(vec![b'x'; 256]);
                     let trace = &mut |_, _: &mut Vec<u8>| {};
-                    let draft = MessageDraft { envelope: &envelope, body, no_leading_dots: true, arrival_ms: 0, trace };
+                    let draft = MessageDraft {
+                        envelope: &envelope,
+                        body,
+                        no_leading_dots: true,
+                        arrival_ms: 0,
+                        durability: Durability::Group,
+                        trace,
+                    };
                     spool.commit(draft).await.expect("the disk has room");
                 }
                 ended.notify_all();
@@ -176,6 +183,7 @@ async fn load(spool: &ShardSpool, journal: &Rc<RefCell<Journal>>, body: usize, w
                     body: DraftBody::Memory(vec![b'x'; body]),
                     no_leading_dots: true,
                     arrival_ms: 0,
+                    durability: Durability::Group,
                     trace,
                 };
                 let committed = spool.commit(draft).await.expect("the disk has room");

@@ -9,7 +9,8 @@ use crate::receive::{self, Doorman, Receiver};
 use crate::rt;
 use crate::smtp::data;
 use crate::spool::{
-    DraftBody, Envelope, Location, MessageDraft, QueueId, ShardSpool, ShardSpoolSeed, SpoolReader, SpoolStats,
+    DraftBody, Durability, Envelope, Location, MessageDraft, QueueId, ShardSpool, ShardSpoolSeed, SpoolReader,
+    SpoolStats,
 };
 use crate::telemetry::{Event, EventLog, Meter};
 use crate::tls::{ClientTls, TlsAcceptor};
@@ -142,6 +143,7 @@ async fn report(spool: Rc<ShardSpool>, meter: Arc<Meter>) {
         let counts = stats.counts();
         meter.counters.spool_syncs.set_total(counts.syncs);
         meter.counters.spool_bytes.set_total(counts.bytes);
+        meter.counters.spool_relaxed.set_total(counts.relaxed);
         meter.counters.spool_failures.set_total(counts.failures);
         counts.batch_messages.each_since(&shown.batch_messages, |value, count| meter.batch_messages.add(value, count));
         counts.sync_us_each.each_since(&shown.sync_us_each, |value, count| meter.sync_us.add(value, count));
@@ -193,6 +195,7 @@ impl Submitter {
             body: DraftBody::Memory(body),
             no_leading_dots,
             arrival_ms,
+            durability: Durability::Group,
             trace: &mut |_, _| {},
         };
         let result = match self.spool.commit(draft).await {
@@ -210,6 +213,7 @@ impl Submitter {
                     tls: None,
                     batch: committed.batch_len,
                     forwarded: None,
+                    durability: committed.durability,
                 });
                 let accepted = committed.accepted(&envelope, arrival_ms);
                 // A scheduler that is gone finds the message at the next start.

@@ -109,6 +109,7 @@ fn show_smtp(section: &mut Section<'_>, listener: &SmtpListener, shared: &Limits
     section.plain("auth_without_tls", listener.auth_without_tls);
     section.plain("auth_required", listener.auth_required);
     section.text("line_endings", listener.line_endings.name());
+    section.text("durability", listener.durability);
     section.list("xclient_networks", &listener.xclient_networks);
     section.list("xforward_networks", &listener.xforward_networks);
     section.list("proxy_protocol_networks", &listener.proxy_protocol_networks);

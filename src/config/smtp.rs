@@ -6,6 +6,7 @@ use super::limits::{LimitsOverride, overridden};
 use super::tls::{ClientCertificates, ListenerTls, TlsMode, listener_tls, readable};
 use super::units::Period;
 use super::{IpNetwork, Limits};
+use crate::spool::Durability;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub struct SmtpListener {
     pub auth_required: bool,
     /// What becomes of a CR or LF that stands alone in a message.
     pub line_endings: LineEndings,
+    /// What a message must survive before it is answered with 250.
+    pub durability: Durability,
     /// Clients that may use XCLIENT.
     pub xclient_networks: Vec<IpNetwork>,
     /// Clients that may use XFORWARD.
@@ -193,6 +196,8 @@ pub(super) struct Smtp {
     #[serde(default)]
     line_endings: LineEndings,
     #[serde(default)]
+    durability: Durability,
+    #[serde(default)]
     xclient_networks: Vec<Spanned<String>>,
     #[serde(default)]
     xforward_networks: Vec<Spanned<String>>,
@@ -269,6 +274,7 @@ fn smtp_listener(smtp: Smtp, any_certificate: bool, limits: &Limits) -> Result<S
         auth_without_tls: smtp.auth_without_tls,
         auth_required,
         line_endings: smtp.line_endings,
+        durability: smtp.durability,
         xclient_networks: networks(&smtp.xclient_networks, "xclient_networks")?,
         xforward_networks: networks(&smtp.xforward_networks, "xforward_networks")?,
         proxy_protocol_networks: networks(&smtp.proxy_protocol_networks, "proxy_protocol_networks")?,

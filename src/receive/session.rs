@@ -482,8 +482,10 @@ impl Driver<'_> {
             trace::write_received(out, &field);
             header::write_missing(out, missing, queue_id, arrival_ms, &self.listener.session.hostname);
         };
-        let draft = MessageDraft { envelope, body, no_leading_dots, arrival_ms, trace: &mut write_trace };
-        // The promise: the sync was awaited here, in `commit`; the 250 is made from its result.
+        let durability = self.listener.settings.durability;
+        let draft = MessageDraft { envelope, body, no_leading_dots, arrival_ms, durability, trace: &mut write_trace };
+        // The promise: the sync was awaited here, in `commit` (unless the listener is configured to be relaxed); the 250 is
+        // made from its result.
         let committed = self.context().spool.commit(draft).await.map_err(|error| spool_reply(&error))?;
         self.announce(envelope, &committed, arrival_ms, tls.clone()).await;
         Ok(committed.queue_id.to_string())
@@ -506,6 +508,7 @@ impl Driver<'_> {
             tls,
             batch: committed.batch_len,
             forwarded: self.session.forwarded().cloned().map(Box::new),
+            durability: committed.durability,
         });
         // A scheduler that is gone means that the process ends; the message is durable and found at the next start.
         let _ = scheduler.send(ToScheduler::Accepted(committed.accepted(envelope, arrival_ms))).await;

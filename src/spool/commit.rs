@@ -3,6 +3,9 @@
 //! Sessions append to the open batch at once and wait; [`GroupCommit::run`] writes and syncs one batch at a time, in order.
 //! While it does, the next batch fills. No timer: one lone message commits at once, a thousand share one sync.
 //!
+//! A batch of relaxed records only is acknowledged when it is written; the sync that covers it comes with the next batch
+//! that needs one, and otherwise after [`LAZY_SYNC_US`] or [`LAZY_SYNC_BYTES`].
+//!
 //! Knows no executor and no file: it writes to a [`RingStorage`] that a [`Supply`] hands out, so that simulated disks run
 //! the same code.
 //!
@@ -13,12 +16,12 @@
 //! shard:   healthy --seal failed, or two failures without a success between--> failed (nothing is accepted any more)
 //! ```
 
-use super::SpoolError;
 use super::disk::RingStorage;
 use super::queue_id::{Location, QueueId, SLOT_BYTES};
 use super::record::{self, EncodeError, PAGE_BYTES, Place, RecordDraft, RecordHeader, Salt};
 use super::segment::{DATA_START, SEAL_OFFSET, SegmentHeader, encode_seal};
 use super::stats::SpoolStats;
+use super::{Durability, SpoolError};
 use crate::rt::Notify;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -32,6 +35,10 @@ use std::task::{Poll, Waker};
 pub const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Octets that may wait for the disk before sessions are told 452.
 pub const WAITING_BYTES_MAX: usize = 64 << 20;
+/// What is acknowledged without a sync is synced after this time, in microseconds.
+pub const LAZY_SYNC_US: u64 = 1_000_000;
+/// Or when it has become so much.
+pub const LAZY_SYNC_BYTES: u64 = 8 << 20;
 
 /// Where segments come from, and who is told what became of them.
 pub(crate) trait Supply: 'static {
@@ -43,12 +50,19 @@ pub(crate) trait Supply: 'static {
     fn take(&self) -> Option<io::Result<Segment<Self::File>>>;
     /// Ends when [`Supply::take`] has something new.
     fn changed(&self) -> impl Future<Output = ()> + 'static;
-    /// So many messages became durable in a segment; nobody knows of them yet.
-    fn committed(&self, segment: u64, messages: u64);
+    /// So many messages will be acknowledged in a segment; nobody knows of them yet. `is_synced`: they, and everything
+    /// before them there, are durable.
+    fn committed(&self, segment: u64, messages: u64, is_synced: bool);
+    /// Everything that was written to a segment is durable.
+    fn synced(&self, segment: u64);
+    /// A write or sync of a segment failed.
+    fn failed(&self, segment: u64);
     /// A segment is never written again.
     fn retired(&self, segment: u64);
     /// Microseconds of a clock that never goes back.
     fn now_us(&self) -> u64;
+    /// Ends after so many microseconds.
+    fn pause(&self, us: u64) -> impl Future<Output = ()> + 'static;
 }
 
 /// An empty segment to write.
@@ -65,6 +79,7 @@ pub(crate) struct Written {
     pub(crate) message_len: u64,
     pub(crate) record_slots: u32,
     pub(crate) batch_len: u32,
+    pub(crate) durability: Durability,
 }
 
 /// See the module's header.
@@ -82,6 +97,8 @@ struct State<F> {
     active: Option<Active<F>>,
     queue: VecDeque<Batch<F>>,
     in_flight: bool,
+    /// What was acknowledged and not synced; the segment is the one written last.
+    unsynced: Option<Unsynced<F>>,
     /// Octets of `queue` and of the batch in flight.
     waiting_bytes: usize,
     /// Length of the batch before: so much is set aside for the next, which then need not grow by copying.
@@ -100,10 +117,20 @@ enum Health {
     Failed,
 }
 
+struct Unsynced<F> {
+    segment: Rc<Open<F>>,
+    since_us: u64,
+    bytes: u64,
+    /// Behind the last batch of it.
+    end: u64,
+}
+
 struct Active<F> {
     segment: Rc<Open<F>>,
     /// Where the next batch goes: a multiple of [`PAGE_BYTES`], unless a batch of this segment is still open.
     next_offset: u64,
+    /// The last batch that was opened in it waits for no sync, so far.
+    ends_relaxed: bool,
 }
 
 struct Open<F> {
@@ -119,6 +146,10 @@ struct Batch<F> {
     messages: u32,
     /// Of the last record: it owns the padding.
     last: Location,
+    /// What the strictest of its records waits for.
+    durability: Durability,
+    /// The batch before it in its segment waits for no sync.
+    after_relaxed: bool,
     outcome: Rc<Outcome>,
 }
 
@@ -140,6 +171,7 @@ struct BatchDone {
     messages: u32,
     last: Location,
     padding_slots: u32,
+    durability: Durability,
 }
 
 impl Outcome {
@@ -167,6 +199,15 @@ impl Outcome {
     }
 }
 
+/// What [`GroupCommit::run`] does next.
+enum Step<F> {
+    Write(Batch<F>),
+    Sync(Unsynced<F>),
+    /// Until there is work, or for so many microseconds.
+    Wait(Option<u64>),
+    End,
+}
+
 /// Why a record was not appended now.
 enum Refusal {
     NeedsSegment,
@@ -187,6 +228,7 @@ impl<S: Supply> GroupCommit<S> {
             active: None,
             queue: VecDeque::new(),
             in_flight: false,
+            unsynced: None,
             waiting_bytes: 0,
             batch_bytes: 0,
             failures: 0,
@@ -224,6 +266,7 @@ impl<S: Supply> GroupCommit<S> {
             message_len: header.message_len(),
             record_slots: (header.record_len() / SLOT_BYTES) as u32 + padding,
             batch_len: done.messages,
+            durability: done.durability,
         })
     }
 
@@ -270,6 +313,8 @@ impl<S: Supply> GroupCommit<S> {
                 bytes: Vec::with_capacity(state.batch_bytes),
                 messages: 0,
                 last: Location(0),
+                durability: Durability::Relaxed,
+                after_relaxed: active.ends_relaxed,
                 outcome: Rc::default(),
             });
         }
@@ -279,6 +324,7 @@ impl<S: Supply> GroupCommit<S> {
             segment: active.segment.header.number,
             batch_offset: batch.offset,
             segment_end: active.segment.header.len,
+            after_relaxed: batch.after_relaxed,
         };
         let len_before = batch.bytes.len();
         match record::append(&mut batch.bytes, draft, trace, &place) {
@@ -286,6 +332,10 @@ impl<S: Supply> GroupCommit<S> {
                 state.waiting_bytes += batch.bytes.len() - len_before;
                 batch.messages += 1;
                 batch.last = location;
+                if !draft.relaxed {
+                    batch.durability = Durability::Group;
+                }
+                active.ends_relaxed = batch.durability == Durability::Relaxed;
                 active.next_offset = batch.end();
                 let is_half_full = active.next_offset > active.segment.header.len / 2;
                 let outcome = batch.outcome.clone();
@@ -312,7 +362,9 @@ impl<S: Supply> GroupCommit<S> {
     /// Gives up the active segment. Batches queued for it are still written; it counts as retired after the last of them.
     fn retire(&self, state: &mut State<S::File>) {
         let Some(active) = state.active.take() else { return };
-        let is_pending = state.in_flight || state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, &active.segment));
+        let is_pending = state.in_flight
+            || state.unsynced.is_some()
+            || state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, &active.segment));
         if !is_pending {
             self.supply.retired(active.segment.header.number);
         }
@@ -330,7 +382,7 @@ impl<S: Supply> GroupCommit<S> {
                 Some(Ok(segment)) => {
                     let salt = segment.header.salt();
                     let open = Rc::new(Open { header: segment.header, salt, file: segment.file });
-                    let active = Active { segment: open, next_offset: DATA_START };
+                    let active = Active { segment: open, next_offset: DATA_START, ends_relaxed: false };
                     self.state.borrow_mut().active = Some(active);
                     return Ok(());
                 }
@@ -349,21 +401,47 @@ impl<S: Supply> GroupCommit<S> {
     pub(crate) async fn run(&self) {
         loop {
             let work = self.work.notified();
-            let batch = {
-                let mut state = self.state.borrow_mut();
-                let batch = state.queue.pop_front();
-                state.in_flight = batch.is_some();
-                if batch.is_none() && state.health != Health::Open {
-                    state.has_ended = true;
+            match self.next_step() {
+                Step::Write(batch) => self.write(batch).await,
+                Step::Sync(unsynced) => self.sync_late(unsynced).await,
+                Step::Wait(None) => work.await,
+                Step::Wait(Some(us)) => futures_lite::future::or(work, self.supply.pause(us)).await,
+                Step::End => {
                     self.ended.notify_all();
                     return;
                 }
-                batch
-            };
-            match batch {
-                Some(batch) => self.write(batch).await,
-                None => work.await,
             }
+        }
+    }
+
+    fn next_step(&self) -> Step<S::File> {
+        let mut state = self.state.borrow_mut();
+        let next_segment = state.queue.front().map(|batch| batch.segment.clone());
+        let is_closing = state.health != Health::Open;
+        let wait_us = state.unsynced.as_ref().map(|unsynced| {
+            // One segment has unsynced octets at a time, and none is left with some.
+            let moves_on = next_segment.as_ref().is_some_and(|next| !Rc::ptr_eq(next, &unsynced.segment));
+            let ends = is_closing && next_segment.is_none();
+            if moves_on || ends || unsynced.bytes >= LAZY_SYNC_BYTES {
+                return 0;
+            }
+            (unsynced.since_us + LAZY_SYNC_US).saturating_sub(self.supply.now_us())
+        });
+        if wait_us == Some(0)
+            && let Some(unsynced) = state.unsynced.take()
+        {
+            state.in_flight = true;
+            return Step::Sync(unsynced);
+        }
+        let batch = state.queue.pop_front();
+        state.in_flight = batch.is_some();
+        match batch {
+            Some(batch) => Step::Write(batch),
+            None if is_closing => {
+                state.has_ended = true;
+                Step::End
+            }
+            None => Step::Wait(wait_us),
         }
     }
 
@@ -373,23 +451,58 @@ impl<S: Supply> GroupCommit<S> {
         batch.bytes.resize(padded, 0);
         let bytes = std::mem::take(&mut batch.bytes);
         let started = self.supply.now_us();
-        let written = batch.segment.file.write_at(bytes, batch.offset).await;
-        let synced = match written {
-            Ok(()) => batch.segment.file.sync_data().await,
-            Err(error) => Err(error),
-        };
+        let mut result = batch.segment.file.write_at(bytes, batch.offset).await;
+        let needs_sync = batch.durability == Durability::Group;
+        if result.is_ok() && needs_sync {
+            result = batch.segment.file.sync_data().await;
+        }
         {
             let mut state = self.state.borrow_mut();
             state.waiting_bytes -= messages_len;
             state.batch_bytes = (messages_len + messages_len / 4).next_multiple_of(PAGE_BYTES as usize);
         }
-        match synced {
+        if let Err(error) = result {
+            return self.fail(batch.segment, batch.offset, vec![batch.outcome], error).await;
+        }
+        let now = self.supply.now_us();
+        self.stats.note_batch(batch.messages, padded as u64);
+        if needs_sync {
+            self.stats.note_sync(batch.messages, now - started);
+        } else {
+            self.stats.note_relaxed(batch.messages);
+        }
+        self.note_unsynced(&batch, padded as u64, now);
+        self.supply.committed(batch.segment.header.number, u64::from(batch.messages), needs_sync);
+        self.finish(&batch, (padded - messages_len) as u64);
+    }
+
+    fn note_unsynced(&self, batch: &Batch<S::File>, bytes: u64, now_us: u64) {
+        let unsynced = &mut self.state.borrow_mut().unsynced;
+        if batch.durability == Durability::Group {
+            // A sync covers the whole file.
+            *unsynced = None;
+            return;
+        }
+        let fresh = || Unsynced { segment: batch.segment.clone(), since_us: now_us, bytes: 0, end: 0 };
+        let unsynced = unsynced.get_or_insert_with(fresh);
+        assert!(Rc::ptr_eq(&unsynced.segment, &batch.segment), "the other segment was synced before this was written");
+        unsynced.bytes += bytes;
+        unsynced.end = batch.offset + bytes;
+    }
+
+    /// The sync of what was acknowledged without one.
+    async fn sync_late(&self, unsynced: Unsynced<S::File>) {
+        let started = self.supply.now_us();
+        match unsynced.segment.file.sync_data().await {
             Ok(()) => {
-                self.stats.note_batch(batch.messages, padded as u64, self.supply.now_us() - started);
-                self.supply.committed(batch.segment.header.number, u64::from(batch.messages));
-                self.finish(&batch, (padded - messages_len) as u64);
+                self.stats.note_late_sync(self.supply.now_us() - started);
+                self.supply.synced(unsynced.segment.header.number);
+                let mut state = self.state.borrow_mut();
+                state.in_flight = false;
+                self.note_if_last(&state, &unsynced.segment);
             }
-            Err(error) => self.fail(batch, error).await,
+            // What was acknowledged stays: it was promised no more than the page cache.
+            Err(error) => self.fail(unsynced.segment, unsynced.end, Vec::new(), error).await,
         }
     }
 
@@ -400,22 +513,23 @@ impl<S: Supply> GroupCommit<S> {
             state.failures = 0;
             self.note_if_last(&state, &batch.segment);
         }
-        batch.outcome.set(Ok(BatchDone { messages: batch.messages, last: batch.last, padding_slots }));
+        let (messages, last, durability) = (batch.messages, batch.last, batch.durability);
+        batch.outcome.set(Ok(BatchDone { messages, last, padding_slots, durability }));
     }
 
     /// Tells the supply when this segment was given up and nothing of it is queued any more.
     fn note_if_last(&self, state: &State<S::File>, segment: &Rc<Open<S::File>>) {
         let is_active = state.active.as_ref().is_some_and(|active| Rc::ptr_eq(&active.segment, segment));
-        if !is_active && !state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, segment)) {
+        let is_unsynced = state.unsynced.is_some();
+        if !is_active && !is_unsynced && !state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, segment)) {
             self.supply.retired(segment.header.number);
         }
     }
 
-    /// Seals the segment before its first batch that is not durable, and refuses that batch and all behind it there.
-    async fn fail(&self, batch: Batch<S::File>, error: io::Error) {
+    /// Seals the segment at `end`, behind everything that was acknowledged, and refuses all that is queued for it.
+    async fn fail(&self, segment: Rc<Open<S::File>>, end: u64, mut refused: Vec<Rc<Outcome>>, error: io::Error) {
         self.stats.note_failure();
-        let segment = batch.segment.clone();
-        let mut refused = vec![batch.outcome.clone()];
+        self.supply.failed(segment.header.number);
         {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
@@ -432,8 +546,9 @@ impl<S: Supply> GroupCommit<S> {
                 !is_refused
             });
             state.failures += 1;
+            state.unsynced = None;
         }
-        let seal = encode_seal(segment.header.number, segment.salt, batch.offset);
+        let seal = encode_seal(segment.header.number, segment.salt, end);
         let sealed = match segment.file.write_at(seal, SEAL_OFFSET).await {
             Ok(()) => segment.file.sync_data().await,
             Err(error) => Err(error),

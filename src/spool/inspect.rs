@@ -225,7 +225,7 @@ fn file_finding(problem: &Problem) -> Option<Finding> {
     let segment = |number| file_name(SEGMENTS, number, "seg");
     let (file, offset, verdict) = match *problem {
         Problem::HeaderRepaired(number) => (segment(number), None, Verdict::HeaderRepaired),
-        Problem::Sealed { segment: number, end } => (segment(number), Some(end), Verdict::Sealed),
+        Problem::Sealed { segment: number, end, .. } => (segment(number), Some(end), Verdict::Sealed),
         Problem::NameDisagrees { name, header } => (segment(name), None, Verdict::NameDisagrees(header)),
         Problem::LengthDisagrees { segment: number, .. } => (segment(number), None, Verdict::LengthDisagrees),
         Problem::Unreadable(number) => (segment(number), None, Verdict::Unreadable),

@@ -30,6 +30,7 @@ const TAG_END: u8 = 6;
 const TAG_DELAY_DSN_SENT: u8 = 7;
 const TAG_MOVED: u8 = 8;
 const TAG_SUSPENSION: u8 = 9;
+const TAG_DOUBTFUL: u8 = 10;
 
 const LIVE_NULL_REVERSE_PATH: u8 = 1;
 const LIVE_DELAY_DSN_SENT: u8 = 2;
@@ -59,6 +60,12 @@ pub(crate) fn put_scanned(out: &mut Vec<u8>, segment: u64, offset: u64) {
     out.push(TAG_SCANNED);
     out.extend_from_slice(&segment.to_le_bytes());
     out.extend_from_slice(&offset.to_le_bytes());
+}
+
+/// Appends that nobody knows which relaxed messages of a segment are durable: a sync failed, and a later one proves nothing.
+pub(crate) fn put_doubtful(out: &mut Vec<u8>, segment: u64) {
+    out.push(TAG_DOUBTFUL);
+    out.extend_from_slice(&segment.to_le_bytes());
 }
 
 /// Appends whether an operator has suspended a site (or egress) of this name; at most 65,535 octets of it count.
@@ -160,6 +167,7 @@ enum Entry<'a> {
     DelayDsnSent(QueueId),
     Moved { queue_id: QueueId, location: Location },
     Suspension { name: &'a str, suspended: bool },
+    Doubtful(u64),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -233,6 +241,7 @@ impl<'a> Input<'a> {
             TAG_END => Entry::End { live: self.u64()? },
             TAG_DELAY_DSN_SENT => Entry::DelayDsnSent(QueueId(self.u64()?)),
             TAG_MOVED => Entry::Moved { queue_id: QueueId(self.u64()?), location: Location(self.u64()?) },
+            TAG_DOUBTFUL => Entry::Doubtful(self.u64()?),
             TAG_SUSPENSION => match self.u8()? {
                 suspended @ (0 | 1) => Entry::Suspension { suspended: suspended == 1, name: self.text()? },
                 _ => return Err(BadEntry),
@@ -283,6 +292,8 @@ pub(crate) struct Replay {
     pub(crate) usable: HashSet<u64>,
     /// Up to where each segment is known.
     pub(crate) scanned: HashMap<u64, u64>,
+    /// Segments whose messages have to be looked at, even where the checkpoint knows them.
+    pub(crate) doubtful: HashSet<u64>,
     /// Sites that an operator has suspended.
     pub(crate) suspended: BTreeSet<String>,
     domains: Vec<Arc<str>>,
@@ -411,6 +422,7 @@ impl Replay {
                 Some(index) => self.live[*index as usize].delay_dsn_sent = true,
                 None => drop(self.delay_dsn_sent.insert(queue_id)),
             },
+            Entry::Doubtful(segment) => drop(self.doubtful.insert(segment)),
             Entry::Suspension { name, suspended: true } => drop(self.suspended.insert(name.to_owned())),
             Entry::Suspension { name, suspended: false } => drop(self.suspended.remove(name)),
             Entry::Moved { queue_id, location } => {
@@ -703,7 +715,8 @@ impl<D: Disk> JournalWriter<D> {
         self.abandon_building(disk);
     }
 
-    fn abandon_building(&mut self, disk: &D) {
+    /// Gives up the checkpoint under way.
+    pub(crate) fn abandon_building(&mut self, disk: &D) {
         if let Some(building) = self.building.take() {
             drop(disk.remove(&file_name(JOURNAL, building.number, "new")));
         }

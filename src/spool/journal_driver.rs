@@ -6,6 +6,7 @@ use super::journal::{self, Command, JournalWriter, LiveEncoder, Tracker};
 use super::queue_id::{Location, QueueId};
 use super::read::SpoolReader;
 use super::shard::Shared;
+use super::table::{Unsynced, is_settled};
 use super::{LiveMessage, RecipientState};
 use crate::bus::{AcceptedMessage, RecipientIndex};
 use crate::rt::{self, OneshotSender, oneshot};
@@ -30,6 +31,9 @@ const BEHIND_BYTES: usize = 4 << 20;
 const PENDING_BYTES_MAX: usize = 64 << 20;
 /// A checkpoint is wanted when what came behind the last one is longer than this and than twice the checkpoint.
 const TAIL_BYTES: u64 = 8 << 20;
+/// How often a checkpoint that waits for relaxed messages looks whether they are durable, and how long it does at the end.
+const FINISH_POLL: Duration = Duration::from_millis(20);
+const FINISH_TIME: Duration = Duration::from_secs(10);
 /// After a failed checkpoint the next one waits so long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -83,7 +87,13 @@ impl Journal {
     ) -> io::Result<Journal> {
         let queue = Arc::new(Queue::default());
         queue.note_sizes(&writer);
-        let thread = WriterThread { queue: queue.clone(), shared: shared.clone(), writer, unsynced_since: None };
+        let thread = WriterThread {
+            queue: queue.clone(),
+            shared: shared.clone(),
+            writer,
+            unsynced_since: None,
+            finishing: None,
+        };
         rt::thread("journal", move || thread.run())?;
         Ok(Journal { queue, shared, reader, tracker, checkpoint: None, retry_at: None })
     }
@@ -300,6 +310,8 @@ struct WriterThread {
     shared: Arc<Shared>,
     writer: JournalWriter<OsDisk>,
     unsynced_since: Option<Instant>,
+    /// A checkpoint that waits for its end: live entries, and what has to be synced first.
+    finishing: Option<(u64, Unsynced)>,
 }
 
 impl WriterThread {
@@ -308,6 +320,10 @@ impl WriterThread {
             let (commands, answers, is_closing) = self.next();
             for command in commands {
                 self.handle(command);
+            }
+            self.finish_if_settled(false);
+            if is_closing {
+                self.finish_in_the_end();
             }
             let is_due = self.unsynced_since.is_some_and(|since| rt::now() >= since + SYNC_AFTER);
             if is_due || is_closing || !answers.is_empty() || self.writer.unsynced_bytes() >= SYNC_BYTES {
@@ -326,11 +342,13 @@ impl WriterThread {
     fn next(&self) -> (VecDeque<Command>, Vec<OneshotSender<()>>, bool) {
         let mut pending = self.queue.pending.lock();
         while pending.commands.is_empty() && pending.sync.is_empty() && !pending.is_closing {
-            let Some(since) = self.unsynced_since else {
+            let sync_at = self.unsynced_since.map(|since| since + SYNC_AFTER);
+            let finish_at = self.finishing.as_ref().map(|_| rt::now() + FINISH_POLL);
+            let Some(at) = sync_at.into_iter().chain(finish_at).min() else {
                 self.queue.work.wait(&mut pending);
                 continue;
             };
-            if self.queue.work.wait_until(&mut pending, since + SYNC_AFTER).timed_out() {
+            if self.queue.work.wait_until(&mut pending, at).timed_out() {
                 break;
             }
         }
@@ -352,6 +370,7 @@ impl WriterThread {
         let result = match command {
             Command::Entries(entries) => self.writer.entries(&keeper.disk, &entries),
             Command::Begin(scanned) => {
+                self.finishing = None;
                 let number = keeper.numbers.draw();
                 // A checkpoint that fails is given up by the writer, and wanted again after a while.
                 self.writer.begin(&keeper.disk, number, rt::unix_ms(), keeper.numbers.next(), &scanned).ok();
@@ -361,7 +380,10 @@ impl WriterThread {
                 self.writer.live(&keeper.disk, &entries).ok();
                 Ok(())
             }
-            Command::Finish(live) => self.finish(live),
+            Command::Finish(live) => {
+                self.finish(live);
+                Ok(())
+            }
             Command::RemoveLarge(number) => {
                 self.writer.remove_large(number);
                 Ok(())
@@ -374,14 +396,50 @@ impl WriterThread {
         }
     }
 
-    fn finish(&mut self, live: u64) -> io::Result<()> {
-        if !self.writer.is_building() {
-            return Ok(());
+    /// Everything of the checkpoint is written but its end, which waits for what is not durable yet: a second at most.
+    fn finish(&mut self, live: u64) {
+        if self.writer.is_building() {
+            self.finishing = Some((live, self.shared.table.unsynced()));
         }
-        self.writer.finish(&self.shared.keeper.disk, live)?;
-        self.queue.syncs.fetch_add(1, Ordering::Relaxed);
-        self.queue.is_broken.store(false, Ordering::Relaxed);
-        Ok(())
+    }
+
+    /// Ends the checkpoint if it waits for nothing any more; `at_once` gives it up where it does.
+    fn finish_if_settled(&mut self, at_once: bool) {
+        let Some((live, unsynced)) = &self.finishing else { return };
+        let (live, is_settled) = (*live, is_settled(unsynced));
+        let disk = &self.shared.keeper.disk;
+        if !self.writer.is_building() || (at_once && !is_settled) {
+            // The older file and its tail go on.
+            self.finishing = None;
+            self.writer.abandon_building(disk);
+            return;
+        }
+        if !is_settled {
+            return;
+        }
+        self.finishing = None;
+        let mut entries = Vec::new();
+        self.shared.table.doubtful().into_iter().for_each(|segment| journal::put_doubtful(&mut entries, segment));
+        if self.writer.live(disk, &entries).is_err() {
+            return;
+        }
+        match self.writer.finish(disk, live) {
+            Ok(()) => {
+                self.queue.syncs.fetch_add(1, Ordering::Relaxed);
+                self.queue.is_broken.store(false, Ordering::Relaxed);
+            }
+            Err(_) => self.give_up(),
+        }
+    }
+
+    /// At the end a checkpoint may still wait for the shards, which go on for a while.
+    fn finish_in_the_end(&mut self) {
+        let until = rt::now() + FINISH_TIME;
+        while self.finishing.is_some() && rt::now() < until {
+            self.finish_if_settled(false);
+            std::thread::sleep(FINISH_POLL);
+        }
+        self.finish_if_settled(true);
     }
 
     fn sync(&mut self) {

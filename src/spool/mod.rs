@@ -177,23 +177,31 @@ pub struct MessageDraft<'a> {
     pub no_leading_dots: bool,
     /// Arrival, milliseconds since 1970.
     pub arrival_ms: u64,
+    /// What has to be waited for.
+    pub durability: Durability,
     /// Appends the trace prefix: whole header fields with CRLF ends, no line beginning with a dot. Called again with
     /// another queue ID when the record had to move to the next segment.
     pub trace: &'a mut dyn FnMut(QueueId, &mut Vec<u8>),
 }
 
 /// What "durable" means for a message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(serde::Deserialize, Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Written and synced before it was acknowledged, together with others: survives a crash of the process, of the
     /// kernel, and a power cut.
+    #[default]
     Group,
+    /// Written, but not synced when it was acknowledged; that follows within a second or 8 MiB. Survives a crash of the
+    /// process; a crash of the kernel or a power cut may take it.
+    Relaxed,
 }
 
 impl std::fmt::Display for Durability {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Durability::Group => "group",
+            Durability::Relaxed => "relaxed",
         })
     }
 }
@@ -211,7 +219,7 @@ pub struct Committed {
     pub batch_len: u32,
     /// Slots of 64 octets that it takes, padding included.
     pub record_slots: u32,
-    /// What was waited for.
+    /// What was waited for: at least what was asked for.
     pub durability: Durability,
 }
 

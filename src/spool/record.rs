@@ -26,7 +26,9 @@ pub const TRACE_BYTES_MAX: u32 = 1 << 20;
 const FLAG_NO_LEADING_DOTS: u8 = 1;
 const FLAG_LARGE: u8 = 2;
 const FLAG_MOVED: u8 = 4;
-const FLAGS_KNOWN: u8 = FLAG_NO_LEADING_DOTS | FLAG_LARGE | FLAG_MOVED;
+const FLAG_RELAXED: u8 = 8;
+const FLAG_AFTER_RELAXED: u8 = 16;
+const FLAGS_KNOWN: u8 = FLAG_NO_LEADING_DOTS | FLAG_LARGE | FLAG_MOVED | FLAG_RELAXED | FLAG_AFTER_RELAXED;
 
 const _: () = assert!(HEADER_BYTES as u64 == SLOT_BYTES);
 
@@ -85,6 +87,10 @@ pub struct RecordHeader {
     pub no_leading_dots: bool,
     /// Written here by compaction; the queue ID names another place.
     pub moved: bool,
+    /// Nobody waited for the sync of its batch on its account.
+    pub relaxed: bool,
+    /// The batch before its own may have been written without a sync, so that it may be missing while this one is there.
+    pub after_relaxed: bool,
     /// Pages from the page where its batch starts to the page where the record starts.
     pub batch_pages: u16,
     envelope_checksum: u32,
@@ -150,6 +156,8 @@ impl RecordHeader {
             large: is_large.then_some(LargeReference { number, checksum }),
             no_leading_dots: flags & FLAG_NO_LEADING_DOTS != 0,
             moved: flags & FLAG_MOVED != 0,
+            relaxed: flags & FLAG_RELAXED != 0,
+            after_relaxed: flags & FLAG_AFTER_RELAXED != 0,
             batch_pages: u16::from_le_bytes([bytes[6], bytes[7]]),
             envelope_checksum: u32_at(bytes, 52),
             content_checksum: u32_at(bytes, 56),
@@ -232,6 +240,8 @@ pub struct RecordDraft<'a> {
     pub arrival_ms: u64,
     /// `Some` when compaction moves a message that keeps this name.
     pub moved_from: Option<QueueId>,
+    /// Acknowledged when it is written, before it is synced.
+    pub relaxed: bool,
 }
 
 /// A record does not fit: into its bounds, or into `room`.
@@ -254,6 +264,8 @@ pub struct Place {
     pub batch_offset: u64,
     /// End of the segment.
     pub segment_end: u64,
+    /// [`RecordHeader::after_relaxed`].
+    pub after_relaxed: bool,
 }
 
 /// Appends a record to `batch`; `trace` appends the trace prefix for the message's queue ID. On error `batch` is as
@@ -316,6 +328,8 @@ fn append_parts(
         large,
         no_leading_dots: draft.no_leading_dots,
         moved: draft.moved_from.is_some(),
+        relaxed: draft.relaxed,
+        after_relaxed: place.after_relaxed,
         batch_pages: u16::try_from(start as u64 / PAGE_BYTES).map_err(|_| EncodeError::NoRoom)?,
         envelope_checksum: salt.checksum(&batch[start + HEADER_BYTES..trace_start]),
         content_checksum: salt.checksum(&batch[trace_start..]),
@@ -331,7 +345,9 @@ fn encode_header(header: &RecordHeader, salt: Salt) -> [u8; HEADER_BYTES] {
     bytes[4] = VERSION;
     bytes[5] = if header.no_leading_dots { FLAG_NO_LEADING_DOTS } else { 0 }
         | if header.large.is_some() { FLAG_LARGE } else { 0 }
-        | if header.moved { FLAG_MOVED } else { 0 };
+        | if header.moved { FLAG_MOVED } else { 0 }
+        | if header.relaxed { FLAG_RELAXED } else { 0 }
+        | if header.after_relaxed { FLAG_AFTER_RELAXED } else { 0 };
     bytes[6..8].copy_from_slice(&header.batch_pages.to_le_bytes());
     bytes[8..16].copy_from_slice(&header.queue_id.0.to_le_bytes());
     bytes[16..24].copy_from_slice(&header.arrival_ms.to_le_bytes());
@@ -381,12 +397,20 @@ mod tests {
     use super::*;
     use crate::spool::tests::envelope;
 
-    const PLACE: Place = Place { salt: Salt(0x1234_5678), segment: 9, batch_offset: 16_384, segment_end: 65_536 };
+    const PLACE: Place =
+        Place { salt: Salt(0x1234_5678), segment: 9, batch_offset: 16_384, segment_end: 65_536, after_relaxed: false };
 
     /// One record with a body, as octets, with its header and place.
     fn record(body: RecordBody<'_>, place: &Place) -> (Vec<u8>, RecordHeader, Location) {
         let envelope = envelope(&["a@example.org"]);
-        let draft = RecordDraft { envelope: &envelope, body, no_leading_dots: true, arrival_ms: 77, moved_from: None };
+        let draft = RecordDraft {
+            envelope: &envelope,
+            body,
+            no_leading_dots: true,
+            arrival_ms: 77,
+            moved_from: None,
+            relaxed: false,
+        };
         let mut bytes = Vec::new();
         let trace = &mut |_, out: &mut Vec<u8>| out.extend_from_slice(b"Received: x\r\n");
         let (header, location) = append(&mut bytes, &draft, trace, place).unwrap();
@@ -463,7 +487,7 @@ mod tests {
         assert!(is_whole(&forge(&bytes, 16, &[1; 8]), PLACE.salt, location), "the forger works");
         for (offset, octets, error) in [
             (4, &[2][..], HeaderError::Version(2)),
-            (5, &[8 | 1], HeaderError::Inconsistent),
+            (5, &[32 | 1], HeaderError::Inconsistent),
             (5, &[2], HeaderError::Inconsistent),
             (6, &[255, 255], HeaderError::Inconsistent),
             (8, &[1], HeaderError::Inconsistent),
@@ -490,6 +514,7 @@ mod tests {
             no_leading_dots: true,
             arrival_ms: 0,
             moved_from: None,
+            relaxed: false,
         };
         let fits = |segment_end| {
             let mut batch = vec![7; 64];
@@ -513,6 +538,7 @@ mod tests {
             no_leading_dots: true,
             arrival_ms: 0,
             moved_from: Some(QueueId(77)),
+            relaxed: false,
         };
         let mut bytes = Vec::new();
         let (header, location) = append(&mut bytes, &draft, &mut |_, _| {}, &PLACE).unwrap();

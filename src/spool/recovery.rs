@@ -5,7 +5,9 @@
 
 use super::disk::{Disk, DiskFile, JOURNAL, LARGE, SEGMENTS, file_name, number_of};
 use super::envelope::{Envelope, EnvelopeError};
-use super::journal::{Interner, JournalWriter, LiveEncoder, Replay, Tracker, put_done, put_scanned, put_suspension};
+use super::journal::{
+    Interner, JournalWriter, LiveEncoder, Replay, Tracker, put_done, put_doubtful, put_scanned, put_suspension,
+};
 use super::keeper::Keeper;
 use super::queue_id::{Location, QueueId};
 use super::record::RecordHeader;
@@ -46,6 +48,10 @@ pub(crate) struct FoundSegment {
     pub(crate) done_behind: Vec<(QueueId, Location)>,
     /// Behind the last record.
     end: u64,
+    /// Records were found by reading: after a crash of the process they may not be durable.
+    was_scanned: bool,
+    /// Nobody knows which of its relaxed messages are durable.
+    pub(crate) is_doubtful: bool,
     /// Something is wrong with it: it is never freed by itself.
     is_damaged: bool,
 }
@@ -59,6 +65,9 @@ impl FoundSegment {
     /// What a checkpoint says of it.
     fn put_scanned(&self, out: &mut Vec<u8>) {
         put_scanned(out, self.header.number, self.known);
+        if self.is_doubtful {
+            put_doubtful(out, self.header.number);
+        }
         self.done_behind.iter().for_each(|(queue_id, _)| put_done(out, *queue_id));
     }
 
@@ -137,13 +146,18 @@ pub enum Problem {
     /// One of the two headers of a segment is damaged; the other one was used.
     #[error("segment {0:09X}: one of its two headers is damaged, the other was used")]
     HeaderRepaired(u64),
-    /// A write failed once, and the segment ends there. No mail is lost.
-    #[error("segment {segment:09X}: ended at octet {end} after an I/O error; what was acknowledged is there")]
+    /// A write failed once, and the segment ends there. Nothing is lost but perhaps messages that were accepted without
+    /// waiting for the disk.
+    #[error(
+        "segment {segment:09X}: ended at octet {end} after an I/O error; {messages} messages accepted with durability = \"relaxed\" are lost"
+    )]
     Sealed {
         /// Which segment.
         segment: u64,
         /// Where it ends.
         end: u64,
+        /// Waiting messages before that end that are not there.
+        messages: u64,
     },
     /// The file calls itself another number.
     #[error("segments/{name:09X}.seg says that it is segment {header:09X}; not used")]
@@ -176,7 +190,8 @@ impl Problem {
     /// Mail may be lost by it (the others are repaired or harmless).
     pub fn loses_mail(&self) -> bool {
         match self {
-            Problem::HeaderRepaired(_) | Problem::Sealed { .. } => false,
+            Problem::HeaderRepaired(_) => false,
+            Problem::Sealed { messages, .. } => *messages > 0,
             Problem::LengthDisagrees { is, should, .. } => is < should,
             _ => true,
         }
@@ -224,7 +239,7 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     let suspended = std::mem::take(&mut replay.suspended).into_iter().collect();
     let mut survivors = replay.into_survivors();
     survivors.retain(|survivor| in_use.contains(&survivor.location.segment()));
-    drop_cut_off(disk, &mut survivors, &keep.cut_off, &mut report)?;
+    drop_missing(disk, &mut survivors, &keep.doubtful, &mut report)?;
     count_live(&mut found, &survivors, &keep.pinned);
     let large_orphans = orphans(disk, &found, &survivors, bodies, &keep)?;
     report.survivors = survivors.len() as u64;
@@ -244,28 +259,51 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     })
 }
 
-/// Takes out the messages that the checkpoint knows where a shortened segment holds no whole record of them any more.
-fn drop_cut_off<D: Disk>(
+/// Takes out the messages that the checkpoint knows where a segment that was shortened, or sealed after an error, holds no
+/// whole record of them: what was behind the cut, and relaxed messages of which nobody knows whether they were written.
+fn drop_missing<D: Disk>(
     disk: &D,
     survivors: &mut Vec<Survivor>,
-    cut_off: &HashMap<u64, (SegmentHeader, u64)>,
+    doubtful: &HashMap<u64, (SegmentHeader, u64)>,
     report: &mut RecoveryReport,
 ) -> io::Result<()> {
-    for (number, (header, end)) in cut_off {
+    for (number, (header, end)) in doubtful {
         let file = disk.open(&file_name(SEGMENTS, *number, "seg"))?;
         let before = survivors.len();
         survivors.retain(|survivor| {
-            survivor.location.segment() != *number || header_at(&file, header, survivor.location, *end).is_some()
+            survivor.location.segment() != *number || is_whole(&file, header, survivor.location, *end)
         });
+        let lost = (before - survivors.len()) as u64;
+        let is_reported = report.problems.iter().any(|problem| {
+            matches!(problem, Problem::LengthDisagrees { segment, .. } | Problem::Sealed { segment, .. } if segment == number)
+        });
+        if lost > 0 && !is_reported {
+            // Not even the seal could be written.
+            report.problems.push(Problem::Sealed { segment: *number, end: *end, messages: 0 });
+        }
         for problem in &mut report.problems {
-            if let Problem::LengthDisagrees { segment, messages, .. } = problem
-                && segment == number
-            {
-                *messages = (before - survivors.len()) as u64;
+            match problem {
+                Problem::LengthDisagrees { segment, messages, .. } | Problem::Sealed { segment, messages, .. }
+                    if segment == number =>
+                {
+                    *messages = lost;
+                }
+                _ => {}
             }
         }
     }
     Ok(())
+}
+
+/// A record lies here, ends before `end`, and matches its checksums.
+fn is_whole<F: DiskFile>(file: &F, header: &SegmentHeader, location: Location, end: u64) -> bool {
+    let Some(record) = header_at(file, header, location, end) else { return false };
+    let mut bytes = vec![0; record.record_len() as usize];
+    if segment::read_exact(file, &mut bytes, location.offset()).is_err() {
+        return false;
+    }
+    let parts = record.parts(&bytes, header.salt(), location);
+    parts.envelope_sound && parts.content_sound
 }
 
 /// The header of a record that ends before `end`; `None` where there is none.
@@ -278,8 +316,8 @@ fn header_at<F: DiskFile>(file: &F, header: &SegmentHeader, location: Location, 
 /// What scanning learned besides survivors.
 #[derive(Default)]
 struct Keep {
-    /// Segments that are shorter than they should be, and where they end.
-    cut_off: HashMap<u64, (SegmentHeader, u64)>,
+    /// Segments that are shorter than they should be, or sealed, and where they end.
+    doubtful: HashMap<u64, (SegmentHeader, u64)>,
     /// Segments that must not be freed by themselves.
     pinned: HashSet<u64>,
     /// Bodies named by any record that was read.
@@ -349,7 +387,8 @@ fn read_segment<D: Disk>(
             (header, header.len)
         }
         SegmentVerdict::Sealed(header, end) => {
-            report.problems.push(Problem::Sealed { segment: number, end });
+            keep.doubtful.insert(number, (header, end));
+            report.problems.push(Problem::Sealed { segment: number, end, messages: 0 });
             (header, end)
         }
         SegmentVerdict::NeverMade => {
@@ -365,7 +404,7 @@ fn read_segment<D: Disk>(
             keep.pinned.insert(number);
             let is = file.len()?;
             if is < header.len {
-                keep.cut_off.insert(number, (header, end));
+                keep.doubtful.insert(number, (header, end));
             }
             report.problems.push(Problem::LengthDisagrees { segment: number, is, should: header.len, messages: 0 });
             (header, end)
@@ -391,8 +430,22 @@ fn read_segment<D: Disk>(
     report.bytes_scanned += end - from;
     let done = std::mem::take(&mut keep.done);
     let is_damaged = keep.pinned.contains(&number);
+    let was_scanned = summary.records > 0;
+    if replay.doubtful.contains(&number) {
+        keep.doubtful.entry(number).or_insert((header, end));
+    }
+    let is_doubtful = keep.doubtful.contains_key(&number);
     let (known, done_behind) = if is_damaged { (from, done) } else { (header.len, Vec::new()) };
-    Ok(Some(FoundSegment { header, live: 0, known, done_behind, end: summary.end.max(from), is_damaged }))
+    Ok(Some(FoundSegment {
+        header,
+        live: 0,
+        known,
+        done_behind,
+        end: summary.end.max(from),
+        was_scanned,
+        is_doubtful,
+        is_damaged,
+    }))
 }
 
 pub(super) fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<SegmentVerdict, UnknownVersion>> {
@@ -529,6 +582,10 @@ pub(crate) fn settle<D: Disk>(
         segment.put_scanned(&mut scanned);
     }
     recovered.suspended.iter().for_each(|name| put_suspension(&mut scanned, name, true));
+    // A process that was killed leaves records in the page cache alone; the checkpoint must not name such.
+    for segment in recovered.segments.iter().filter(|segment| segment.was_scanned && segment.live > 0) {
+        disk.open(&file_name(SEGMENTS, segment.header.number, "seg"))?.sync()?;
+    }
     let mut writer = JournalWriter::new();
     let number = keeper.numbers.draw();
     writer.begin(disk, number, now_ms, keeper.numbers.next(), &scanned)?;

@@ -195,7 +195,7 @@ pub fn scan<F: DiskFile>(
     assert!(from >= DATA_START && from.is_multiple_of(SLOT_BYTES) && end <= header.len);
     let salt = header.salt();
     let mut window = Window { file, end, start: 0, bytes: Vec::new(), unreadable_pages: 0 };
-    let mut gaps = Gaps { expected: from, last_batch: from, open: Vec::new() };
+    let mut gaps = Gaps { expected: from, synced: from, grouped: None, open: Vec::new() };
     let mut summary = ScanSummary { end: from, ..ScanSummary::default() };
     let mut offset = from;
     while offset + HEADER_BYTES as u64 <= end {
@@ -236,8 +236,10 @@ pub fn scan<F: DiskFile>(
 struct Gaps {
     /// End of the last valid record.
     expected: u64,
-    /// Offset of the batch of the last valid record.
-    last_batch: u64,
+    /// Everything before this offset was durable before something behind it was written.
+    synced: u64,
+    /// The last batch that waited for its sync: its offset, and the end of its last record.
+    grouped: Option<(u64, u64)>,
     /// Gaps that were seen, with the batch of the record behind each.
     open: Vec<(Damage, u64)>,
 }
@@ -250,14 +252,24 @@ impl Gaps {
             self.open.push((Damage { from: self.expected, to: offset }, batch));
         }
         self.expected = offset + record.record_len();
-        self.last_batch = batch.max(self.last_batch);
+        // A relaxed record says nothing of what was written before it.
+        if !record.relaxed {
+            match self.grouped {
+                Some((before, end)) if before < batch => self.synced = self.synced.max(end),
+                _ => {}
+            }
+            if !record.after_relaxed {
+                self.synced = self.synced.max(batch);
+            }
+            self.grouped = Some((batch, self.expected));
+        }
     }
 
     fn damage(self) -> Vec<Damage> {
-        let last = self.last_batch;
-        let acknowledged =
-            |(gap, batch): &(Damage, u64)| *batch < last || gap.from.next_multiple_of(PAGE_BYTES) < *batch;
-        self.open.iter().filter(|gap| acknowledged(gap)).map(|(gap, _)| *gap).collect()
+        let synced = self.synced;
+        let is_damage =
+            |(gap, batch): &(Damage, u64)| *batch < synced || gap.from.next_multiple_of(PAGE_BYTES) < synced;
+        self.open.iter().filter(|gap| is_damage(gap)).map(|(gap, _)| *gap).collect()
     }
 }
 
@@ -351,28 +363,48 @@ mod tests {
         /// First octet and length of each record.
         records: Vec<(u64, u64)>,
         end: u64,
+        ends_relaxed: bool,
+    }
+
+    impl Made {
+        /// Appends a batch of these bodies; the end of the file gives way.
+        fn add_batch(&mut self, header: &SegmentHeader, bodies: &[&[u8]], relaxed: bool) {
+            let envelope = envelope(&["a@example.org"]);
+            let place = Place {
+                salt: header.salt(),
+                segment: header.number,
+                batch_offset: self.end,
+                segment_end: header.len,
+                after_relaxed: self.ends_relaxed,
+            };
+            self.ends_relaxed = relaxed;
+            let mut batch = Vec::new();
+            for body in bodies {
+                let body = RecordBody::Inline(body);
+                let draft = RecordDraft {
+                    envelope: &envelope,
+                    body,
+                    no_leading_dots: true,
+                    arrival_ms: 1,
+                    moved_from: None,
+                    relaxed,
+                };
+                let (record, location) = append(&mut batch, &draft, &mut |_, _| {}, &place).unwrap();
+                self.records.push((location.offset(), record.record_len()));
+            }
+            batch.resize(batch.len().next_multiple_of(PAGE_BYTES as usize), 0);
+            self.bytes.truncate(self.end as usize);
+            self.bytes.extend_from_slice(&batch);
+            self.end += batch.len() as u64;
+            self.bytes.resize(header.len as usize, 0);
+        }
     }
 
     /// A segment with these batches of bodies.
     fn make(header: &SegmentHeader, batches: &[&[&[u8]]]) -> Made {
-        let mut made = Made { bytes: header.encode_head(), records: Vec::new(), end: DATA_START };
-        let envelope = envelope(&["a@example.org"]);
-        for bodies in batches {
-            let place =
-                Place { salt: header.salt(), segment: header.number, batch_offset: made.end, segment_end: header.len };
-            let mut batch = Vec::new();
-            for body in *bodies {
-                let body = RecordBody::Inline(body);
-                let draft =
-                    RecordDraft { envelope: &envelope, body, no_leading_dots: true, arrival_ms: 1, moved_from: None };
-                let (record, location) = append(&mut batch, &draft, &mut |_, _| {}, &place).unwrap();
-                made.records.push((location.offset(), record.record_len()));
-            }
-            batch.resize(batch.len().next_multiple_of(PAGE_BYTES as usize), 0);
-            made.bytes.extend_from_slice(&batch);
-            made.end += batch.len() as u64;
-        }
+        let mut made = Made { bytes: header.encode_head(), records: Vec::new(), end: DATA_START, ends_relaxed: false };
         made.bytes.resize(header.len as usize, 0);
+        batches.iter().for_each(|bodies| made.add_batch(header, bodies, false));
         made
     }
 
@@ -440,6 +472,28 @@ mod tests {
         let mut encoded = Vec::new();
         envelope.encode(&mut encoded);
         HEADER_BYTES + encoded.len() + 1
+    }
+
+    #[test]
+    fn a_gap_before_relaxed_records_alone_is_no_damage() {
+        // Which batches behind the first are relaxed; the second is lost.
+        for (relaxed, is_damage) in [
+            (&[false, false][..], true),
+            (&[false, true], false),
+            (&[true, true], false),
+            // The last one may have been in flight, with the sync that would have covered the one before.
+            (&[true, false], false),
+            (&[true, false, false], true),
+            (&[true, false, true, true], false),
+            (&[true, false, true, false], true),
+        ] {
+            let mut made = make(&HEADER, &[&[b"one"]]);
+            relaxed.iter().for_each(|relaxed| made.add_batch(&HEADER, &[b"more"], *relaxed));
+            made.bytes[made.records[1].0 as usize] = 0;
+            let gap = Damage { from: made.records[0].0 + made.records[0].1, to: made.records[2].0 };
+            let found: Vec<usize> = (0..made.records.len()).filter(|index| *index != 1).collect();
+            check(&made, DATA_START, &found, if is_damage { std::slice::from_ref(&gap) } else { &[] });
+        }
     }
 
     #[test]

@@ -215,7 +215,7 @@ struct Inner {
 }
 
 impl ShardSpool {
-    /// Makes a message durable. When this returns `Ok`, record and envelope survive a power cut.
+    /// Makes a message durable. When this returns `Ok`, record and envelope survive what [`Committed::durability`] says.
     ///
     /// # Errors
     /// See [`SpoolError`]; nothing of the message will be delivered then (but see "Commit" in the format page for a disk
@@ -240,6 +240,7 @@ impl ShardSpool {
             no_leading_dots: draft.no_leading_dots,
             arrival_ms: draft.arrival_ms,
             moved_from: None,
+            relaxed: draft.durability == Durability::Relaxed,
         };
         // From here on a record may name the body, whatever becomes of this future.
         if let Some(large) = &mut large {
@@ -268,6 +269,7 @@ impl ShardSpool {
             no_leading_dots: message.no_leading_dots(),
             arrival_ms: message.arrival_ms(),
             moved_from: Some(message.queue_id()),
+            relaxed: false,
         };
         let trace = &mut |_, out: &mut Vec<u8>| out.extend_from_slice(message.trace());
         self.0.commit.commit(&draft, trace).await.map(committed)
@@ -343,7 +345,7 @@ fn committed(written: Written) -> Committed {
         size: written.message_len,
         batch_len: written.batch_len,
         record_slots: written.record_slots,
-        durability: Durability::Group,
+        durability: written.durability,
     }
 }
 
@@ -428,9 +430,21 @@ impl Supply for RingSupply {
         self.0.changed.notified()
     }
 
-    fn committed(&self, segment: u64, messages: u64) {
+    fn committed(&self, segment: u64, messages: u64, is_synced: bool) {
         if let Some(entry) = self.0.shared.table.segment(segment) {
-            entry.note_committed(messages);
+            entry.note_committed(messages, is_synced);
+        }
+    }
+
+    fn synced(&self, segment: u64) {
+        if let Some(entry) = self.0.shared.table.segment(segment) {
+            entry.note_synced();
+        }
+    }
+
+    fn failed(&self, segment: u64) {
+        if let Some(entry) = self.0.shared.table.segment(segment) {
+            entry.note_failed();
         }
     }
 
@@ -441,6 +455,10 @@ impl Supply for RingSupply {
         let shared = self.0.shared.clone();
         // With the queue full the sweep before the next segment does it.
         let _ = self.0.shared.pool.submit(move || shared.sweep());
+    }
+
+    fn pause(&self, us: u64) -> impl Future<Output = ()> + 'static {
+        rt::sleep(Duration::from_micros(us))
     }
 
     fn now_us(&self) -> u64 {

@@ -8,16 +8,16 @@
 
 use super::commit::{GroupCommit, Segment, Supply};
 use super::disk::{Disk, DiskFile, FreeSpace, LARGE, RingStorage, SEGMENTS, file_name};
-use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_moved, put_recipient};
+use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_doubtful, put_moved, put_recipient};
 use super::keeper::{Keeper, Numbers};
 use super::mapping::Mapping;
 use super::queue_id::{Location, QueueId};
-use super::record::{LargeReference, RecordBody, RecordDraft, RecordHeader, large_checksum_start};
+use super::record::{HEADER_BYTES, LargeReference, RecordBody, RecordDraft, RecordHeader, large_checksum_start};
 use super::recovery::{Problem, recover, settle};
 use super::segment::{DATA_START, SegmentVerdict, judge, read_exact};
-use super::table::{SegmentEntry, SegmentTable};
+use super::table::{SegmentEntry, SegmentTable, Unsynced, is_settled};
 use super::tests::envelope;
-use super::{Envelope, LiveMessage, RecipientState, Survivor};
+use super::{Durability, Envelope, LiveMessage, RecipientState, Survivor};
 use crate::bus::Moved;
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
@@ -246,6 +246,15 @@ impl SimDisk {
         sim.timers.clear();
     }
 
+    /// The process is killed: what it wrote is in the page cache, and the next one reads it.
+    fn kill(&self) {
+        let mut sim = self.0.lock();
+        sim.has_crashed = false;
+        sim.operations_left = u64::MAX;
+        sim.error_rate = 0;
+        sim.timers.clear();
+    }
+
     /// Time goes on by one: I/O completes.
     fn tick(&self) -> bool {
         let mut sim = self.0.lock();
@@ -262,10 +271,12 @@ impl SimDisk {
 
     /// Takes a while; for ever when the power is out.
     async fn delay(&self) {
-        let until = {
-            let mut sim = self.0.lock();
-            sim.tick + sim.random.below(6)
-        };
+        let ticks = self.0.lock().random.below(6);
+        self.wait_ticks(ticks).await;
+    }
+
+    async fn wait_ticks(&self, ticks: u64) {
+        let until = self.0.lock().tick + ticks;
         poll_fn(|cx| {
             let mut sim = self.0.lock();
             if sim.has_crashed {
@@ -456,6 +467,10 @@ fn drive(disk: &SimDisk, order: &mut Random, main: Task, others: Vec<Task>) {
 struct Oracle {
     sent: HashMap<QueueId, Sent>,
     acknowledged: HashSet<QueueId>,
+    /// The process was killed last, and the power stayed.
+    was_killed: bool,
+    /// Of these, those that a power cut may take.
+    relaxed: HashSet<QueueId>,
     refused: HashSet<QueueId>,
     /// Told to the journal.
     done: HashSet<QueueId>,
@@ -491,6 +506,10 @@ struct Counts {
     batches_shared: u64,
     moved: u64,
     moved_too_late: u64,
+    kills: u64,
+    late_syncs: u64,
+    relaxed: u64,
+    relaxed_lost: u64,
 }
 
 fn trace_of(id: QueueId) -> Vec<u8> {
@@ -503,8 +522,12 @@ impl Oracle {
         let found: HashMap<QueueId, &Survivor> = survivors.iter().map(|found| (found.queue_id, found)).collect();
         assert_eq!(found.len(), survivors.len(), "a message is there twice");
         for id in &self.acknowledged {
-            let may_be_gone = self.done.contains(id) || rotten.is_some_and(|rot| self.is_hit(disk, *id, rot));
+            let may_be_gone = self.done.contains(id)
+                || (self.relaxed.contains(id) && !self.was_killed)
+                || rotten.is_some_and(|rot| self.is_hit(disk, *id, rot));
             assert!(may_be_gone || found.contains_key(id), "acknowledged {id} is lost; {problems:?}");
+            let is_lost = self.relaxed.contains(id) && !self.done.contains(id) && !found.contains_key(id);
+            self.counts.relaxed_lost += u64::from(is_lost);
         }
         for survivor in survivors {
             let id = survivor.queue_id;
@@ -524,16 +547,25 @@ impl Oracle {
             }
         }
         for problem in problems {
-            let is_harmless = !problem.loses_mail();
+            // Of a sealed segment only relaxed messages may be missing; that all others are there was seen above.
+            let is_harmless = !problem.loses_mail() || matches!(problem, Problem::Sealed { .. });
             assert!(is_harmless || rotten.is_some(), "{problem}");
             self.counts.sealed += u64::from(matches!(problem, Problem::Sealed { .. }));
+        }
+        // What the page cache saved is not durable before `settle` made it so.
+        if self.was_killed {
+            self.relaxed.retain(|id| found.contains_key(id));
+            self.relaxed.extend(found.keys().filter(|id| !self.acknowledged.contains(id)));
         }
         // Whatever was found is the truth for the next life.
         self.acknowledged.retain(|id| found.contains_key(id));
         self.acknowledged.extend(found.keys());
         self.places = survivors.iter().map(|survivor| (survivor.queue_id, survivor.location)).collect();
-        self.done.clear();
-        self.done_synced.extend(self.sent.keys().filter(|id| !found.contains_key(id)));
+        if !self.was_killed {
+            self.done.clear();
+            self.relaxed.clear();
+            self.done_synced.extend(self.sent.keys().filter(|id| !found.contains_key(id)));
+        }
     }
 
     fn is_hit(&self, disk: &SimDisk, id: QueueId, (segment, offset): (u64, u64)) -> bool {
@@ -548,18 +580,21 @@ type Record = (RecordHeader, Envelope, Vec<u8>);
 /// Reads a record as `SpoolReader` does; `None` where any checksum fails.
 fn record_at(disk: &SimDisk, location: Location) -> Option<Record> {
     let file = disk.open(&file_name(SEGMENTS, location.segment(), "seg")).ok()?;
-    let mut bytes = vec![0; file.len().ok()? as usize];
-    read_exact(&file, &mut bytes, 0).ok()?;
-    let verdict = judge(&bytes[..DATA_START as usize], location.segment(), bytes.len() as u64).ok()?;
+    let mut head = vec![0; DATA_START as usize];
+    read_exact(&file, &mut head, 0).ok()?;
+    let verdict = judge(&head, location.segment(), file.len().ok()?).ok()?;
     let (SegmentVerdict::Good(header) | SegmentVerdict::HeaderRepaired(header) | SegmentVerdict::Sealed(header, _)) =
         verdict
     else {
         return None;
     };
-    let record = &bytes[location.offset() as usize..];
-    let head = record.first_chunk()?;
-    let decoded = RecordHeader::decode(head, header.salt(), location, record.len() as u64).ok()?;
-    let parts = decoded.parts(record, header.salt(), location);
+    let mut head = [0; HEADER_BYTES];
+    read_exact(&file, &mut head, location.offset()).ok()?;
+    let available = header.len.checked_sub(location.offset())?;
+    let decoded = RecordHeader::decode(&head, header.salt(), location, available).ok()?;
+    let mut record = vec![0; decoded.record_len() as usize];
+    read_exact(&file, &mut record, location.offset()).ok()?;
+    let parts = decoded.parts(&record, header.salt(), location);
     if !parts.envelope_sound || !parts.content_sound {
         return None;
     }
@@ -626,9 +661,13 @@ impl Supply for SimSupply {
         async move { disk.delay().await }
     }
 
-    fn committed(&self, segment: u64, messages: u64) {
-        self.life.table.segment(segment).unwrap().note_committed(messages);
+    fn committed(&self, segment: u64, messages: u64, is_synced: bool) {
+        self.life.table.segment(segment).unwrap().note_committed(messages, is_synced);
         self.life.oracle.borrow_mut().counts.batches_shared += u64::from(messages > 1);
+    }
+
+    fn failed(&self, segment: u64) {
+        self.life.table.segment(segment).unwrap().note_failed();
     }
 
     fn retired(&self, segment: u64) {
@@ -637,8 +676,19 @@ impl Supply for SimSupply {
         }
     }
 
+    fn synced(&self, segment: u64) {
+        self.life.table.segment(segment).unwrap().note_synced();
+        self.life.oracle.borrow_mut().counts.late_syncs += 1;
+    }
+
+    /// A tick of the disk is 50 ms: late syncs fall due within a life.
     fn now_us(&self) -> u64 {
-        0
+        self.life.disk.0.lock().tick * 50_000
+    }
+
+    fn pause(&self, us: u64) -> impl Future<Output = ()> + 'static {
+        let disk = self.life.disk.clone();
+        async move { disk.wait_ticks(us / 50_000 + 1).await }
     }
 }
 
@@ -661,7 +711,9 @@ impl Life {
         let to: &[&str] = if self.below(3) == 0 { &["a@example.org", "b@example.net"] } else { &["c@example.com"] };
         let envelope = envelope(to);
         let len = if self.below(10) == 0 { self.below(20_000) } else { self.below(3_000) };
-        let body: Vec<u8> = (0..len).map(|_| self.below(256) as u8).collect();
+        let mut body: Vec<u8> =
+            (0..len.div_ceil(8)).flat_map(|_| self.random.borrow_mut().next().to_le_bytes()).collect();
+        body.truncate(len as usize);
         let large = if self.below(12) == 0 {
             match self.large_body(&body) {
                 Some(reference) => Some(reference),
@@ -683,7 +735,9 @@ impl Life {
             no_leading_dots: false,
             arrival_ms: 7,
             moved_from: None,
+            relaxed: self.below(4) == 0,
         };
+        let is_relaxed = draft.relaxed;
         let named = Cell::new(None);
         let sent = Sent { envelope: envelope.clone(), body: body.clone(), large: large.map(|large| large.number) };
         let trace = &mut |id: QueueId, out: &mut Vec<u8>| {
@@ -701,6 +755,11 @@ impl Life {
                 oracle.counts.acknowledged += 1;
                 oracle.counts.large += u64::from(large.is_some());
                 assert!(oracle.acknowledged.insert(written.queue_id), "a queue ID was given twice");
+                if written.durability == Durability::Relaxed {
+                    assert!(is_relaxed, "a level was weaker than its name");
+                    oracle.relaxed.insert(written.queue_id);
+                    oracle.counts.relaxed += 1;
+                }
                 let pending = RecipientState::Pending { attempts: 0, next_ms: 0 };
                 let survivor = Survivor {
                     queue_id: written.queue_id,
@@ -747,7 +806,14 @@ impl Life {
             None => RecordBody::Inline(body),
         };
         let (no_leading_dots, arrival_ms) = (header.no_leading_dots, header.arrival_ms);
-        let draft = RecordDraft { envelope: &envelope, body, no_leading_dots, arrival_ms, moved_from: Some(id) };
+        let draft = RecordDraft {
+            envelope: &envelope,
+            body,
+            no_leading_dots,
+            arrival_ms,
+            moved_from: Some(id),
+            relaxed: false,
+        };
         let written = commit.commit(&draft, &mut |_, out: &mut Vec<u8>| out.extend_from_slice(trace)).await.ok()?;
         Some((written.location, written.record_slots))
     }
@@ -777,6 +843,8 @@ struct SimScheduler {
     final_unsynced: Vec<((QueueId, u16), RecipientState)>,
     is_broken: bool,
     checkpoint: Option<(LiveEncoder, Vec<QueueId>)>,
+    /// All is written but the end: live entries, and what has to be synced first.
+    finishing: Option<(u64, Unsynced)>,
 }
 
 impl SimScheduler {
@@ -940,6 +1008,13 @@ impl SimScheduler {
     /// One slice of a checkpoint at a time; other steps come between.
     fn checkpoint(&mut self) {
         let disk = &self.life.disk.clone();
+        if let Some((count, unsynced)) = &self.finishing {
+            if is_settled(unsynced) {
+                let count = *count;
+                self.finish_checkpoint(count);
+            }
+            return;
+        }
         let Some((encoder, ids)) = &mut self.checkpoint else {
             self.flush();
             let mut scanned = Vec::new();
@@ -968,19 +1043,33 @@ impl SimScheduler {
         }
         if is_last {
             self.checkpoint = None;
-            if self.writer.finish(&self.life.disk, count).is_err() {
-                self.give_up();
-                return;
-            }
-            if self.is_broken {
-                self.is_broken = false;
-                self.done_unsynced.clear();
-                self.final_unsynced.clear();
-            } else {
-                self.note_synced();
-            }
-            self.life.oracle.borrow_mut().counts.checkpoints += 1;
+            self.finishing = Some((count, self.life.table.unsynced()));
         }
+    }
+
+    fn finish_checkpoint(&mut self, count: u64) {
+        self.finishing = None;
+        // What was said before must lie before.
+        self.flush();
+        if !self.writer.is_building() {
+            return;
+        }
+        let mut entries = Vec::new();
+        self.life.table.doubtful().into_iter().for_each(|segment| put_doubtful(&mut entries, segment));
+        // Where that fails the checkpoint is given up, and so `finish` does.
+        self.writer.live(&self.life.disk, &entries).ok();
+        if self.writer.finish(&self.life.disk, count).is_err() {
+            self.give_up();
+            return;
+        }
+        if self.is_broken {
+            self.is_broken = false;
+            self.done_unsynced.clear();
+            self.final_unsynced.clear();
+        } else {
+            self.note_synced();
+        }
+        self.life.oracle.borrow_mut().counts.checkpoints += 1;
     }
 
     fn free_segments(&mut self) {
@@ -1007,6 +1096,13 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
     };
     let keeper = Rc::new(Keeper::new(disk.clone(), Numbers::starting_at(recovered.number_next), SEGMENT_BYTES, 3));
     let Ok((writer, stay)) = settle(&keeper, &recovered, 1) else { return false };
+    let doubtful: HashSet<u64> =
+        recovered.segments.iter().filter(|found| found.is_doubtful).map(|found| found.header.number).collect();
+    {
+        // No sync proves anything of messages that a failed sync had to cover.
+        let Oracle { relaxed, places, .. } = &mut *oracle.borrow_mut();
+        relaxed.retain(|id| places.get(id).is_some_and(|place| doubtful.contains(&place.segment())));
+    }
     disk.0.lock().error_rate = [0, 0, 60, 200][random.below(4) as usize];
     let table = Rc::new(SegmentTable::default());
     let mut tracker = Tracker::default();
@@ -1038,6 +1134,7 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
         final_unsynced: Vec::new(),
         is_broken: false,
         checkpoint: None,
+        finishing: None,
     };
     let mut tasks: Vec<Task> = Vec::new();
     let writer = commit.clone();
@@ -1077,8 +1174,17 @@ fn history(seed: u64, counts: &mut Counts) {
     let oracle = Rc::new(RefCell::new(Oracle::default()));
     for _ in 0..3 + random.below(4) {
         live_once(&disk, &oracle, &mut random, None);
-        disk.power_cut();
-        oracle.borrow_mut().counts.power_cuts += 1;
+        if random.below(4) == 0 {
+            disk.kill();
+            let mut oracle = oracle.borrow_mut();
+            oracle.counts.kills += 1;
+            oracle.was_killed = true;
+        } else {
+            disk.power_cut();
+            let mut oracle = oracle.borrow_mut();
+            oracle.counts.power_cuts += 1;
+            oracle.was_killed = false;
+        }
     }
     let recovered = recover(&disk).unwrap();
     oracle.borrow_mut().verify(&disk, &recovered.survivors, &recovered.report.problems, None);
@@ -1105,6 +1211,10 @@ fn history(seed: u64, counts: &mut Counts) {
         (&mut counts.batches_shared, seen.batches_shared),
         (&mut counts.moved, seen.moved),
         (&mut counts.moved_too_late, seen.moved_too_late),
+        (&mut counts.kills, seen.kills),
+        (&mut counts.late_syncs, seen.late_syncs),
+        (&mut counts.relaxed, seen.relaxed),
+        (&mut counts.relaxed_lost, seen.relaxed_lost),
     ] {
         *total += value;
     }
@@ -1145,6 +1255,9 @@ fn what_is_acknowledged_survives_every_power_cut() {
         ("shared batches", counts.batches_shared),
         ("moved", counts.moved),
         ("moved too late", counts.moved_too_late),
+        ("late syncs", counts.late_syncs),
+        ("relaxed messages", counts.relaxed),
+        ("lost relaxed messages", counts.relaxed_lost),
     ] {
         assert!(count > 0, "no {what}");
     }

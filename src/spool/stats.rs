@@ -18,6 +18,7 @@ struct Counters {
     syncs: AtomicU64,
     sync_us: AtomicU64,
     failures: AtomicU64,
+    relaxed: AtomicU64,
     batch_messages: Buckets,
     sync_us_each: Buckets,
 }
@@ -73,19 +74,21 @@ impl Spread {
 /// All counters at one time.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SpoolCounts {
-    /// Messages made durable.
+    /// Messages acknowledged.
     pub messages: u64,
+    /// Of these, those that were acknowledged before they were synced.
+    pub relaxed: u64,
     /// Octets written for them, padding included.
     pub bytes: u64,
-    /// Syncs, one per batch.
+    /// Syncs: one for each batch that waited for one, and those that came later.
     pub syncs: u64,
     /// Microseconds that writes and syncs of batches took together.
     pub sync_us: u64,
     /// Batches that failed.
     pub failures: u64,
-    /// Batches by their number of messages.
+    /// Batches that waited for their sync by their number of messages.
     pub batch_messages: Spread,
-    /// Batches by the microseconds that their write and sync took.
+    /// The same batches by the microseconds that their write and sync took.
     pub sync_us_each: Spread,
 }
 
@@ -95,6 +98,7 @@ impl SpoolStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SpoolCounts {
             messages: load(&self.0.messages),
+            relaxed: load(&self.0.relaxed),
             bytes: load(&self.0.bytes),
             syncs: load(&self.0.syncs),
             sync_us: load(&self.0.sync_us),
@@ -104,13 +108,28 @@ impl SpoolStats {
         }
     }
 
-    pub(crate) fn note_batch(&self, messages: u32, bytes: u64, sync_us: u64) {
+    /// A batch was written.
+    pub(crate) fn note_batch(&self, messages: u32, bytes: u64) {
         add(&self.0.messages, u64::from(messages));
         add(&self.0.bytes, bytes);
-        add(&self.0.syncs, 1);
-        add(&self.0.sync_us, sync_us);
+    }
+
+    /// It was synced before it was acknowledged; write and sync took so long.
+    pub(crate) fn note_sync(&self, messages: u32, sync_us: u64) {
+        self.note_late_sync(sync_us);
         self.0.batch_messages.note(u64::from(messages));
         self.0.sync_us_each.note(sync_us);
+    }
+
+    /// A sync of what had been acknowledged.
+    pub(crate) fn note_late_sync(&self, sync_us: u64) {
+        add(&self.0.syncs, 1);
+        add(&self.0.sync_us, sync_us);
+    }
+
+    /// A batch was acknowledged without a sync.
+    pub(crate) fn note_relaxed(&self, messages: u32) {
+        add(&self.0.relaxed, u64::from(messages));
     }
 
     pub(crate) fn note_failure(&self) {
@@ -148,10 +167,10 @@ mod tests {
     #[test]
     fn what_came_since_has_its_exact_count_and_sum() {
         let stats = SpoolStats::default();
-        stats.note_batch(9, 0, 5);
+        stats.note_sync(9, 5);
         let before = stats.counts();
         let batches = [1, 1, 3, 4, 9, 10, 13, 16, 700, 100_000, u32::MAX];
-        batches.iter().for_each(|messages| stats.note_batch(*messages, 0, 0));
+        batches.iter().for_each(|messages| stats.note_sync(*messages, 0));
         let (mut count, mut sum, mut highest_below_16) = (0, 0, 0);
         stats.counts().batch_messages.each_since(&before.batch_messages, |value, times| {
             count += times;

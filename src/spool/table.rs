@@ -8,7 +8,7 @@ use super::record::Salt;
 use super::segment::SegmentHeader;
 use parking_lot::RwLock;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,11 @@ pub(crate) struct SegmentEntry {
     pub(crate) salt: Salt,
     pub(crate) mapping: Mapping,
     counts: Counts,
+    /// Batches that were acknowledged without a sync, and how many of them a later sync covered. Both by the shard.
+    relaxed_batches: AtomicU64,
+    relaxed_batches_synced: AtomicU64,
+    /// A sync failed while some were not covered: a later one proves nothing.
+    is_doubtful: AtomicBool,
     origin: Origin,
     /// When it was sealed; of a survivor, when the process started.
     sealed_at: OnceLock<Instant>,
@@ -38,8 +43,17 @@ pub(crate) enum Origin {
 impl SegmentEntry {
     /// A fresh segment that a shard will write.
     pub(crate) fn fresh(header: SegmentHeader, mapping: Mapping) -> SegmentEntry {
-        let (counts, origin, sealed_at) = (Counts::default(), Origin::Fresh, OnceLock::new());
-        SegmentEntry { header, salt: header.salt(), mapping, counts, origin, sealed_at }
+        SegmentEntry {
+            header,
+            salt: header.salt(),
+            mapping,
+            counts: Counts::default(),
+            relaxed_batches: AtomicU64::new(0),
+            relaxed_batches_synced: AtomicU64::new(0),
+            is_doubtful: AtomicBool::new(false),
+            origin: Origin::Fresh,
+            sealed_at: OnceLock::new(),
+        }
     }
 
     /// A segment found at start, with this many messages that keep it, counting one for damage.
@@ -50,9 +64,26 @@ impl SegmentEntry {
         entry
     }
 
-    /// Counts messages that became durable; before anybody is told of them.
-    pub(crate) fn note_committed(&self, messages: u64) {
+    /// Counts messages that will be acknowledged; before anybody is told of them.
+    pub(crate) fn note_committed(&self, messages: u64, is_synced: bool) {
+        if is_synced {
+            self.note_synced();
+        } else {
+            self.relaxed_batches.fetch_add(1, Ordering::Release);
+        }
         self.counts.note_committed(messages);
+    }
+
+    /// Everything in it is durable.
+    pub(crate) fn note_synced(&self) {
+        self.relaxed_batches_synced.store(self.relaxed_batches.load(Ordering::Acquire), Ordering::Release);
+    }
+
+    /// A write or sync of it failed.
+    pub(crate) fn note_failed(&self) {
+        if self.relaxed_batches.load(Ordering::Acquire) > self.relaxed_batches_synced.load(Ordering::Acquire) {
+            self.is_doubtful.store(true, Ordering::Release);
+        }
     }
 
     /// Nothing will be committed to it any more.
@@ -76,6 +107,17 @@ impl SegmentEntry {
 
 /// How long the pages of a segment that was just written are taken to stay in memory.
 const WARM: Duration = Duration::from_secs(30);
+
+/// Segments with the number of relaxed batches in each that are to be synced.
+pub(crate) type Unsynced = Vec<(Arc<SegmentEntry>, u64)>;
+
+/// Each of these was synced by its shard, or could not be. Nobody else may sync a segment: an error would be told to him,
+/// and the shard's own sync succeed without having written what he lost.
+pub(crate) fn is_settled(unsynced: &[(Arc<SegmentEntry>, u64)]) -> bool {
+    unsynced.iter().all(|(entry, batches)| {
+        entry.relaxed_batches_synced.load(Ordering::Acquire) >= *batches || entry.is_doubtful.load(Ordering::Acquire)
+    })
+}
 
 /// All segments in use, by number.
 #[derive(Debug, Default)]
@@ -137,6 +179,23 @@ impl SegmentTable {
     /// Counts a finished message; `true` when its segment became free.
     pub(crate) fn note_finished(&self, number: u64) -> bool {
         self.segments.read().get(&number).is_some_and(|entry| entry.counts.note_finished())
+    }
+
+    /// What was acknowledged without a sync until now: a checkpoint may name no message that a power cut can take, so it
+    /// waits until all of this [`is_settled`].
+    pub(crate) fn unsynced(&self) -> Unsynced {
+        let table = self.segments.read();
+        let entries = table.values().map(|entry| (entry, entry.relaxed_batches.load(Ordering::Acquire)));
+        let unsynced =
+            entries.filter(|(entry, batches)| entry.relaxed_batches_synced.load(Ordering::Acquire) < *batches);
+        unsynced.map(|(entry, batches)| (entry.clone(), batches)).collect()
+    }
+
+    /// Segments of which nobody knows what is durable, because a sync failed.
+    pub(crate) fn doubtful(&self) -> Vec<u64> {
+        let table = self.segments.read();
+        let doubtful = table.values().filter(|entry| entry.is_doubtful.load(Ordering::Acquire));
+        doubtful.map(|entry| entry.header.number).collect()
     }
 
     /// Of the segments that are old enough, not damaged and not excluded, the one with the fewest messages left: its number

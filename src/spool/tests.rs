@@ -41,7 +41,16 @@ pub(super) async fn put(spool: &ShardSpool, envelope: &Envelope, body: &[u8]) ->
     let trace =
         &mut |id: QueueId, out: &mut Vec<u8>| out.extend_from_slice(format!("Received: id {id}\r\n").as_bytes());
     let body = DraftBody::Memory(body.to_vec());
-    spool.commit(MessageDraft { envelope, body, no_leading_dots: true, arrival_ms: 5, trace }).await
+    spool
+        .commit(MessageDraft {
+            envelope,
+            body,
+            no_leading_dots: true,
+            arrival_ms: 5,
+            durability: Durability::Group,
+            trace,
+        })
+        .await
 }
 
 /// Runs one life of the process.
@@ -213,6 +222,46 @@ fn a_moved_message_keeps_its_name_and_frees_its_segment() {
     });
 }
 
+async fn put_relaxed(spool: &ShardSpool, envelope: &Envelope) -> Result<Committed, SpoolError> {
+    let (body, durability) = (DraftBody::Memory(b"x\r\n".to_vec()), Durability::Relaxed);
+    let trace = &mut |_, _: &mut Vec<u8>| {};
+    spool.commit(MessageDraft { envelope, body, no_leading_dots: true, arrival_ms: 5, durability, trace }).await
+}
+
+#[test]
+fn relaxed_messages_wait_for_no_sync_unless_others_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org"]);
+    life(&path, |spool, reader, journal, _| async move {
+        for _ in 0..10 {
+            let committed = put_relaxed(&spool, &to).await.unwrap();
+            assert_eq!(committed.durability, Durability::Relaxed);
+            assert!(reader.message(committed.location).is_ok());
+        }
+        let counts = spool.stats().counts();
+        assert!(counts.syncs <= 1, "a slow machine may have come to the late sync: {counts:?}");
+        assert_eq!((counts.messages, counts.relaxed), (10, 10));
+        // In one batch with a message that waits, it waits too.
+        let (mixed, grouped) = futures_lite::future::zip(put_relaxed(&spool, &to), put(&spool, &to, b"y")).await;
+        assert_eq!(grouped.unwrap().durability, Durability::Group);
+        let mixed = mixed.unwrap();
+        assert_eq!(mixed.durability, if mixed.batch_len == 2 { Durability::Group } else { Durability::Relaxed });
+        let before = spool.stats().counts();
+        put_relaxed(&spool, &to).await.unwrap();
+        while spool.stats().counts().syncs == before.syncs {
+            crate::rt::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(spool.stats().counts().batch_messages, before.batch_messages, "nobody waited for the late sync");
+        put_relaxed(&spool, &to).await.unwrap();
+        journal.close().await;
+    });
+    life(&path, |_, _, journal, survivors| async move {
+        assert_eq!(survivors.len(), 14);
+        journal.close().await;
+    });
+}
+
 #[test]
 fn a_large_body_lies_in_its_own_file_until_its_message_is_done() {
     let folder = tempfile::tempdir().unwrap();
@@ -236,6 +285,7 @@ fn a_large_body_lies_in_its_own_file_until_its_message_is_done() {
             body: DraftBody::Large(written),
             no_leading_dots: false,
             arrival_ms: 1,
+            durability: Durability::Group,
             trace: &mut |_, _| {},
         };
         let streamed = spool.commit(draft).await.unwrap();

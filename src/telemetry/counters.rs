@@ -139,7 +139,8 @@ counters! {
     connections_lmtp_out: Counter = "ringmail_connections_total" { "direction": "out", "protocol": "lmtp" }, "Connections opened.";
     connections_failed: Counter = "ringmail_connections_failed_total", "Outbound connections that could not be made or broke.";
 
-    spool_syncs: Counter = "ringmail_spool_syncs_total", "Syncs of spool segments, one per batch.";
+    spool_syncs: Counter = "ringmail_spool_syncs_total", "Syncs of spool segments.";
+    spool_relaxed: Counter = "ringmail_spool_relaxed_total", "Messages answered with 250 before they were synced.";
     spool_bytes: Counter = "ringmail_spool_bytes_total", "Octets written to spool segments.";
     spool_failures: Counter = "ringmail_spool_failures_total", "Batches that could not be written or synced.";
     spool_moved: Counter = "ringmail_spool_moved_total", "Messages that compaction wrote once more.";

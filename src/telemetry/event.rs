@@ -9,7 +9,7 @@ use crate::bus::Remote;
 use crate::rt;
 use crate::smtp::server::Forwarded;
 use crate::smtp::{Address, Reply, ReversePath};
-use crate::spool::QueueId;
+use crate::spool::{Durability, QueueId};
 use crossbeam::channel::{self, Receiver, Sender, TrySendError};
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -40,10 +40,12 @@ pub enum Event {
         protocol: &'static str,
         /// TLS version and cipher.
         tls: Option<String>,
-        /// Messages that shared the sync.
+        /// Messages that shared the write, and the sync.
         batch: u32,
         /// Where it came from before it went through a filter in front, as XFORWARD says.
         forwarded: Option<Box<Forwarded>>,
+        /// What it survives.
+        durability: Durability,
     },
     /// The far side (or the mailbox) took responsibility for one recipient.
     Delivered {
@@ -271,6 +273,7 @@ impl Event {
                 tls,
                 batch,
                 forwarded,
+                durability,
             } => {
                 let forwarded = forwarded.as_deref();
                 Line::begin(out, unix_ms, "accepted")
@@ -284,6 +287,7 @@ impl Event {
                     .field("proto", protocol)
                     .optional("tls", tls.as_ref())
                     .field("batch", batch)
+                    .field("durability", durability)
                     .optional("orig_client", forwarded.and_then(|forwarded| forwarded.addr.as_ref()))
                     .optional("orig_name", forwarded.and_then(|forwarded| forwarded.name.as_ref()))
                     .optional("orig_helo", forwarded.and_then(|forwarded| forwarded.helo.as_ref()))
@@ -618,8 +622,9 @@ mod tests {
                 tls: None,
                 batch: 17,
                 forwarded: None,
+                durability: Durability::Relaxed,
             },
-            "accepted id=0000000G0001 from=<a@b> to=2 size=1234 client=127.0.0.1 helo=x login=joe proto=ESMTPA batch=17",
+            "accepted id=0000000G0001 from=<a@b> to=2 size=1234 client=127.0.0.1 helo=x login=joe proto=ESMTPA batch=17 durability=relaxed",
         );
         check(
             Event::Delivered {

@@ -85,7 +85,14 @@ fn open(folder: &Path) -> Opened {
 async fn commit(spool: &ShardSpool, envelope: &Envelope, body: Vec<u8>) -> (QueueId, ToScheduler) {
     let trace = &mut |id: QueueId, out: &mut Vec<u8>| out.extend_from_slice(format!("Received: {id}\r\n").as_bytes());
     let arrival_ms = rt::unix_ms();
-    let draft = MessageDraft { envelope, body: DraftBody::Memory(body), no_leading_dots: true, arrival_ms, trace };
+    let draft = MessageDraft {
+        envelope,
+        body: DraftBody::Memory(body),
+        no_leading_dots: true,
+        arrival_ms,
+        durability: spool::Durability::Group,
+        trace,
+    };
     let committed = spool.commit(draft).await.expect("the spool has room");
     (committed.queue_id, ToScheduler::Accepted(committed.accepted(envelope, arrival_ms)))
 }
