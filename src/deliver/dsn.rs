@@ -114,7 +114,9 @@ impl Returned {
     pub fn of(request: &DsnRequest<'_>, trace: &[u8], body: &[u8], no_leading_dots: bool) -> Returned {
         let failure = request.recipients.iter().any(|r| matches!(r.action, Action::Failed | Action::Expired));
         let fits = trace.len() + body.len() <= RETURNED_BYTES_MAX;
-        if failure && fits && request.envelope.ret == Some(DsnReturn::Full) {
+        // RFC 8689 section 5: what must be kept secret is not returned, whatever RET says.
+        let wanted = request.envelope.ret == Some(DsnReturn::Full) && !request.envelope.requiretls;
+        if failure && fits && wanted {
             let mut content = trace.to_vec();
             push_unstuffed(&mut content, body, no_leading_dots);
             // An encoding of message/rfc822 is not allowed, so what is not lines cannot be returned.
@@ -686,6 +688,7 @@ Subject: hi
         assert!(whole(&original, Action::Failed, body));
         assert!(report(&original, Action::Failed, &reply(550, "x"), body).1.contains("\r\n\r\n.hidden\r\n"));
         assert!(!whole(&original, Action::Delayed, body));
+        assert!(!whole(&Envelope { requiretls: true, ..original.clone() }, Action::Failed, body));
         assert!(!whole(&original, Action::Failed, &b"a\r\n".repeat(RETURNED_BYTES_MAX / 3)));
         assert!(!whole(&original, Action::Failed, &[b'x'; 2000]), "an over-long line cannot be returned");
     }

@@ -9,6 +9,7 @@
 
 mod capabilities;
 mod failure;
+pub mod fuzz;
 mod reply_parser;
 mod script;
 #[cfg(test)]
