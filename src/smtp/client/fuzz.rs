@@ -24,7 +24,8 @@ struct Player {
     chunks: usize,
 }
 
-/// Body of the fuzz target. The first octet chooses the settings, the second how the rest, the server's octets, is split.
+/// Body of the fuzz target. The first octet chooses the settings, the second how the rest, the server's octets, is split
+/// (0: by lines).
 /// Whatever they are: each transaction ends once, with an outcome for each recipient that its reply allows; what is
 /// said are commands; nothing comes after the end.
 pub fn fuzz_session(input: &[u8]) {
@@ -35,9 +36,14 @@ pub fn fuzz_session(input: &[u8]) {
 fn play(input: &[u8]) -> (usize, usize) {
     let [choice, split, server @ ..] = input else { return (0, 0) };
     let mut player = Player::new(*choice);
-    for chunk in server.chunks(usize::from(*split).max(1)) {
+    let mut feed = |chunk: &[u8]| {
         player.client.handle_bytes(chunk);
         player.turn();
+    };
+    match usize::from(*split) {
+        // A server that waits for each command, as a sound one does.
+        0 => server.split_inclusive(|&octet| octet == b'\n').for_each(&mut feed),
+        octets => server.chunks(octets).for_each(&mut feed),
     }
     player.client.handle_lost(if choice & 128 == 0 { Lost::Closed } else { Lost::TimedOut });
     player.turn();
@@ -214,7 +220,7 @@ mod tests {
         for _ in 0..30_000 {
             input.clear();
             input.push(random.below(256) as u8);
-            input.push(random.below(64) as u8);
+            input.push((random.below(2) * random.below(64)) as u8);
             // Most sessions come to a transaction: only then there is something to confuse.
             input.extend_from_slice(LINES[0].as_bytes());
             input.extend_from_slice(LINES[3 + random.below(3) as usize].as_bytes());
