@@ -1,5 +1,6 @@
 //! The aliases file: lines `name: target, target`, `#` comments, a line that begins with white space continues the one
-//! before. A target is a local name or a full address.
+//! before. A name is that of every local domain, a full address, or `@domain` for all names of a domain that nobody else
+//! has. A target is a local name or a full address.
 //!
 //! It owns the text and its meaning; expansion, which also needs the users, is in [`super::directory`].
 
@@ -37,6 +38,8 @@ pub struct AliasesError {
 #[derive(Clone, Debug, Default)]
 pub struct Aliases {
     by_name: HashMap<Arc<str>, Alias>,
+    /// Some names are whole addresses or catch-alls.
+    has_addresses: bool,
     file: PathBuf,
 }
 
@@ -52,7 +55,7 @@ pub struct Alias {
 impl Aliases {
     /// Parses the text of an aliases file; `file` is for errors.
     pub fn parse(text: &str, file: &Path) -> Result<Aliases, AliasesError> {
-        let mut aliases = Aliases { by_name: HashMap::new(), file: file.to_owned() };
+        let mut aliases = Aliases { by_name: HashMap::new(), has_addresses: false, file: file.to_owned() };
         let mut current: Option<(Arc<str>, Alias)> = None;
         for (index, full_line) in text.lines().enumerate() {
             let wrong = |what: String| AliasesError { file: file.to_owned(), line: index + 1, what };
@@ -66,9 +69,10 @@ impl Aliases {
                 aliases.finish(current.take())?;
                 let (name, targets) =
                     line.split_once(':').ok_or_else(|| wrong("expected `name: target, target`".into()))?;
-                let name = UserName::parse(name.trim())
+                let name = parse_name(name.trim())
                     .map_err(|error| wrong(format!("{:?} is no alias name: {error}", name.trim())))?;
-                current = Some((name.shared(), Alias { targets: Vec::new(), line: index + 1 }));
+                aliases.has_addresses |= name.contains('@');
+                current = Some((name, Alias { targets: Vec::new(), line: index + 1 }));
                 targets
             };
             let Some((_, alias)) = &mut current else {
@@ -102,6 +106,11 @@ impl Aliases {
         AliasesError { file: self.file.clone(), line, what }
     }
 
+    /// Whether there are aliases of whole addresses or domains.
+    pub fn has_addresses(&self) -> bool {
+        self.has_addresses
+    }
+
     /// The alias of this lower-case name.
     pub fn find(&self, name: &str) -> Option<&Alias> {
         self.by_name.get(name)
@@ -111,6 +120,20 @@ impl Aliases {
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Alias)> {
         self.by_name.iter()
     }
+}
+
+/// A name, an address, or `@domain`; lower case.
+fn parse_name(text: &str) -> Result<Arc<str>, UserNameError> {
+    let Some((name, domain)) = text.split_once('@') else {
+        return UserName::parse(text).map(|name| name.shared());
+    };
+    let name = if name.is_empty() { String::new() } else { UserName::parse(name)?.as_str().to_owned() };
+    let domain = domain.to_ascii_lowercase();
+    let is_domain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
+    if domain.is_empty() || !domain.bytes().all(is_domain) {
+        return Err(UserNameError::Domain);
+    }
+    Ok(format!("{name}@{domain}").into())
 }
 
 fn parse_target(text: &str) -> Result<Target, String> {
@@ -161,6 +184,8 @@ mod tests {
         check("a: joe ann\n", "aliases:1: \"joe ann\": targets are separated by commas");
         check("a: joe@\n", "aliases:1: \"joe@\" is no address");
         check("a: |/bin/sh\n", "aliases:1: \"|/bin/sh\": files, commands and includes are not supported");
+        check("a@: joe\n", "aliases:1: \"a@\" is no alias name: behind the @ stands a domain");
+        check("a@b@c: joe\n", "aliases:1: \"a@b@c\" is no alias name: behind the @ stands a domain");
         check("a/b: joe\n", "aliases:1: \"a/b\" is no alias name: a name has only letters, digits, '.', '_' and '-'");
     }
 }

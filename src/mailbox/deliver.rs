@@ -6,9 +6,12 @@
 
 use super::directory::{Directory, DirectoryHandle};
 use super::maildir::{Maildir, NewMessage, deliver_batch, unique_name};
+use super::policy::Quota;
+use super::quota::QuotaBook;
 use crate::bus::{
     Deferral, DeferralScope, Job, JobDone, LaneState, Outcome, RecipientIndex, SuccessReport, ToScheduler,
 };
+use crate::config::OverQuota;
 use crate::rt::{self, HelperError, HelperPool, Sender, TaskGroup};
 use crate::smtp::{EnhancedCode, Reply, ReversePath};
 use crate::spool::{BodyType, Envelope, Location, SpoolReader, StoredMessage};
@@ -88,13 +91,33 @@ pub struct Ended {
     pub success: Option<SuccessReport>,
 }
 
-/// Where mailboxes are, and our name for their files.
+/// Where mailboxes are, what they may hold, and our name for their files.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// Folder of the Maildirs.
     pub mail_dir: PathBuf,
     /// Last part of file names.
     pub hostname: String,
+    /// What a mailbox may hold whose user has no quota of its own.
+    pub quota: Quota,
+    /// What becomes of mail for a full mailbox.
+    pub over_quota: OverQuota,
+    /// How full mailboxes are.
+    pub quotas: QuotaBook,
+}
+
+impl Place {
+    /// As the configuration and the directory say.
+    pub fn new(directory: &DirectoryHandle, hostname: &str) -> Place {
+        let mailboxes = directory.mailboxes();
+        Place {
+            mail_dir: mailboxes.mail_dir.clone(),
+            hostname: hostname.to_owned(),
+            quota: mailboxes.quota,
+            over_quota: mailboxes.over_quota,
+            quotas: directory.quotas().clone(),
+        }
+    }
 }
 
 /// One recipient of a job, ready to be written, or already decided.
@@ -108,6 +131,21 @@ struct Target {
     maildir: Maildir,
     unique_name: String,
     prefix: Vec<u8>,
+    /// Octets that were reserved in a mailbox with a quota.
+    reserved: Option<u64>,
+}
+
+impl Target {
+    fn message<'a>(&'a self, content: &'a impl StoredContent) -> NewMessage<'a> {
+        NewMessage {
+            maildir: &self.maildir,
+            unique_name: &self.unique_name,
+            prefix: &self.prefix,
+            trace: content.trace(),
+            body: content.body(),
+            no_leading_dots: content.no_leading_dots(),
+        }
+    }
 }
 
 /// Delivers jobs; the answers are in the same order. Blocks: for helper threads.
@@ -125,22 +163,17 @@ pub fn deliver_jobs<R: MessageReader>(reader: &R, directory: &Directory, place: 
     let mut new_messages = Vec::new();
     for (message, recipients) in messages.iter().zip(&prepared) {
         let Some(message) = message else { continue };
-        for target in recipients.iter().filter_map(|recipient| recipient.state.as_ref().ok()) {
-            new_messages.push(NewMessage {
-                maildir: &target.maildir,
-                unique_name: &target.unique_name,
-                prefix: &target.prefix,
-                trace: message.trace(),
-                body: message.body(),
-                no_leading_dots: message.no_leading_dots(),
-            });
-        }
+        let targets = recipients.iter().filter_map(|recipient| recipient.state.as_ref().ok());
+        new_messages.extend(targets.map(|target| target.message(message)));
     }
     let mut written = deliver_batch(&new_messages).into_iter();
     let mut outcome = |job: &Job, prepared: &Prepared| match &prepared.state {
         Err(decided) => (prepared.recipient, decided.clone()),
         Ok(target) => {
             let result = written.next().expect("one result for each message");
+            if let Some(size) = target.reserved {
+                place.quotas.release(&target.user, &target.maildir, size, result.is_ok());
+            }
             (prepared.recipient, outcome_of(result, job, &target.user))
         }
     };
@@ -170,15 +203,63 @@ fn prepare(job: &Job, message: Option<&impl StoredContent>, directory: &Director
             ReversePath::Null => "",
             ReversePath::Mailbox(address) => address.as_str(),
         };
+        if was_delivered_to(message.body(), address.as_str()) {
+            return Err(Outcome::Bounced(reply(554, (5, 4, 6), "mail forwarding loop: it was delivered here before")));
+        }
         let queue_id = job.queue_id.to_string();
-        Ok(Target {
+        let mut target = Target {
             maildir: Maildir::of_user(&place.mail_dir, &user),
-            user,
             unique_name: unique_name(message.arrival_ms(), &queue_id, recipient, &place.hostname),
             prefix: format!("Return-Path: <{return_path}>\r\nDelivered-To: {address}\r\n").into_bytes(),
-        })
+            reserved: None,
+            user,
+        };
+        let quota = directory.users().find(&target.user).map_or(place.quota, |user| user.quota(place.quota));
+        // What an earlier try delivered before a crash has its room.
+        if quota.is_limited() && !target.message(message).is_there() {
+            let size = target.message(message).stored_size();
+            match place.quotas.reserve(&target.user, &target.maildir, quota, size) {
+                Ok(true) => target.reserved = Some(size),
+                Ok(false) => return Err(over_quota(place.over_quota)),
+                Err(error) => return Err(outcome_of(Err(error), job, &target.user)),
+            }
+        }
+        Ok(target)
     };
     job.recipients.iter().map(|&recipient| Prepared { recipient, state: state(recipient) }).collect()
+}
+
+/// Whether the header section says that the message was in the mailbox of this address before: whoever forwarded it from
+/// there would get it again, for ever.
+fn was_delivered_to(body: &[u8], address: &str) -> bool {
+    let mut rest = body;
+    while let Some(end) = memchr::memchr(b'\n', rest) {
+        let line = rest[..end].trim_ascii_end();
+        if line.is_empty() {
+            return false;
+        }
+        let field = line.split_at_checked(13).filter(|(name, _)| name.eq_ignore_ascii_case(b"delivered-to:"));
+        if field.is_some_and(|(_, value)| value.trim_ascii().eq_ignore_ascii_case(address.as_bytes())) {
+            return true;
+        }
+        rest = &rest[end + 1..];
+    }
+    false
+}
+
+/// The text of a full mailbox, at RCPT and at delivery.
+pub fn full_mailbox(rule: OverQuota) -> Reply {
+    match rule {
+        OverQuota::Defer => reply(452, (4, 2, 2), "the mailbox is full"),
+        OverQuota::Reject => reply(552, (5, 2, 2), "the mailbox is full"),
+    }
+}
+
+fn over_quota(rule: OverQuota) -> Outcome {
+    match rule {
+        OverQuota::Defer => deferred(full_mailbox(rule)),
+        OverQuota::Reject => Outcome::Bounced(full_mailbox(rule)),
+    }
 }
 
 /// The one place where a mailbox error becomes a reply: bland for the sender, exact in our log.
@@ -371,6 +452,16 @@ mod tests {
         mailboxes
     }
 
+    fn place_in(mailboxes: &Mailboxes) -> Place {
+        Place {
+            mail_dir: mailboxes.mail_dir.clone(),
+            hostname: "mx".into(),
+            quota: mailboxes.quota,
+            over_quota: mailboxes.over_quota,
+            quotas: QuotaBook::default(),
+        }
+    }
+
     fn job(location: u64, recipients: &[RecipientIndex]) -> Job {
         Job {
             lane: LaneId(location),
@@ -396,7 +487,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mailboxes = mailboxes(folder.path());
         let directory = Directory::load(&mailboxes).unwrap();
-        let place = Place { mail_dir: mailboxes.mail_dir.clone(), hostname: "mx".into() };
+        let place = place_in(&mailboxes);
         let jobs = [job(0, &[0, 1]), job(1, &[2, 0, 1, 9])];
         for _ in 0..2 {
             let ended = deliver_jobs(&Reader, &directory, &place, &jobs);
@@ -412,6 +503,39 @@ mod tests {
             let head = format!("Return-Path: <sender@example.org>\nDelivered-To: {address}\nReceived: here\n");
             assert_eq!(content, format!("{head}Subject: s\n\n.x\n"));
         }
+    }
+
+    #[test]
+    fn a_mailbox_takes_what_its_quota_allows() {
+        let folder = tempfile::tempdir().unwrap();
+        let mailboxes = mailboxes(folder.path());
+        let users = format!("joe:{HASH} messages=3\nann:{HASH} messages=none\n");
+        std::fs::write(&mailboxes.users_file, users).unwrap();
+        let directory = Directory::load(&mailboxes).unwrap();
+        for (rule, code) in [(OverQuota::Defer, 452), (OverQuota::Reject, 552)] {
+            let place = Place { over_quota: rule, ..place_in(&mailboxes) };
+            let jobs: Vec<Job> = (1..=5).map(|number| Job { queue_id: QueueId(number), ..job(1, &[0, 1]) }).collect();
+            let ended = deliver_jobs(&Reader, &directory, &place, &jobs);
+            let seen: Vec<_> = ended.iter().map(|ended| codes(&ended.outcomes)).collect();
+            for (index, seen) in seen.iter().enumerate() {
+                // The second time those that are there are found, and the others are still too much.
+                let full = index >= 3;
+                assert_eq!(*seen, [(0, if full { code } else { 250 }), (1, 250)], "{index} {rule:?}");
+            }
+        }
+        assert_eq!(Maildir::of_user(&mailboxes.mail_dir, "joe").list().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_loop_is_seen_in_the_header_only() {
+        let check =
+            |body: &str, expected| assert_eq!(was_delivered_to(body.as_bytes(), "joe@b.test"), expected, "{body}");
+        check("A: b\r\nDelivered-To: joe@b.test\r\n\r\n", true);
+        check("delivered-to:JOE@B.test \r\n\r\n", true);
+        check("Delivered-To: joe@b.test.example\r\n\r\n", false);
+        check("X-Delivered-To: joe@b.test\r\n\r\n", false);
+        check("A: b\r\n\r\nDelivered-To: joe@b.test\r\n", false);
+        check("", false);
     }
 
     #[test]
@@ -431,7 +555,7 @@ mod tests {
             let pool = HelperPool::new("write", 2, 1).unwrap();
             let directory = DirectoryHandle::open(&mailboxes, HelperPool::new("check", 1, 4).unwrap()).unwrap();
             let (to_scheduler, mut answers) = rt::channel(8);
-            let place = Place { mail_dir: mailboxes.mail_dir.clone(), hostname: "mx".into() };
+            let place = place_in(&mailboxes);
             let deliverer = Deliverer::new(Reader, directory, place, pool, to_scheduler);
             for location in 1..=200 {
                 let mut job = job(location, &[0]);

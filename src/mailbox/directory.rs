@@ -1,10 +1,14 @@
 //! Who lives here: local domains, users and aliases as one immutable snapshot, and the handle that keeps it fresh.
 //!
 //! A user `joe` receives mail for `joe@` every local domain, and for `joe+anything@`. Letter case never matters. An alias
-//! of the same name wins over a user, and may name that user again (`joe: joe, archive@example.com`). `postmaster@` is
-//! always accepted (RFC 5321 section 4.5.1): by its alias or user, else by the first user of the file.
+//! of the same name wins over a user, and may name that user again (`joe: joe, archive@example.com`); an alias of the whole
+//! address wins over both. `postmaster@` is always accepted (RFC 5321 section 4.5.1): by its alias or user, else by the
+//! first user of the file. What is left goes to the catch-all of its domain (`@example.com: joe`), where there is one.
 
 use super::aliases::{Aliases, AliasesError, Target};
+use super::maildir::Maildir;
+use super::policy::Quota;
+use super::quota::QuotaBook;
 use super::users::{User, Users, UsersError};
 use super::users_file::{read_or_make_secret, read_text};
 use crate::config::Mailboxes;
@@ -114,18 +118,36 @@ impl Directory {
     pub fn lookup_local(&self, local_part: &str, domain: &str) -> Lookup {
         let local_part = lower_case(local_part);
         let name = base_of(&local_part);
-        if self.aliases.find(name).is_some() {
-            // Cannot fail: `new` tried every alias. The domain only changes how long the addresses are.
-            return match self.expand(name, domain) {
-                Ok(addresses) if addresses.is_empty() => Lookup::Unknown,
-                Ok(addresses) => Lookup::Expands(addresses),
-                Err(_) => Lookup::Unknown,
-            };
+        if let Some(alias) = self.alias_of(name, domain) {
+            return self.expansion(&alias, domain);
         }
         match self.user_of(name) {
             Some(user) => Lookup::User(user.name.shared()),
-            None => Lookup::Unknown,
+            None => self.expansion(&catch_all(domain), domain),
         }
+    }
+
+    fn expansion(&self, alias: &str, domain: &str) -> Lookup {
+        if self.aliases.find(alias).is_none() {
+            return Lookup::Unknown;
+        }
+        // Cannot fail: `new` tried every alias. The domain only changes how long the addresses are.
+        match self.expand(alias, domain) {
+            Ok(addresses) if !addresses.is_empty() => Lookup::Expands(addresses),
+            Ok(_) | Err(_) => Lookup::Unknown,
+        }
+    }
+
+    /// The name of the alias for an address: the whole address, or its name in every domain.
+    fn alias_of<'a>(&self, name: &'a str, domain: &str) -> Option<Cow<'a, str>> {
+        let exists = |alias: &str| self.aliases.find(alias).is_some();
+        if self.aliases.has_addresses() {
+            let address = format!("{name}@{}", lower_case(domain));
+            if exists(&address) {
+                return Some(address.into());
+            }
+        }
+        exists(name).then_some(name.into())
     }
 
     /// The user whose mailbox an already expanded address is (aliases are not looked at): for delivery.
@@ -174,6 +196,7 @@ impl Directory {
         };
         if expansion.path.iter().any(|earlier| &**earlier == name) {
             // An alias that names its own user means the mailbox; otherwise it is a loop.
+            let name = name.split_once('@').map_or(name, |(name, _)| name);
             if self.users.find(name).is_some() {
                 return expansion.push_local(name);
             }
@@ -189,7 +212,9 @@ impl Directory {
                 Target::Address(address) if self.is_local_domain(address.domain()) => {
                     let local_part = unquoted(address.local_part());
                     let local_part = lower_case(&local_part);
-                    self.expand_into(base_of(&local_part), expansion)?;
+                    let name = base_of(&local_part);
+                    let alias = self.alias_of(name, address.domain()).unwrap_or(name.into());
+                    self.expand_into(&alias, expansion)?;
                 }
                 Target::Address(address) => expansion.push(address.clone())?,
             }
@@ -229,6 +254,11 @@ impl Expansion<'_> {
     }
 }
 
+/// The name of a domain's catch-all among the aliases.
+fn catch_all(domain: &str) -> String {
+    format!("@{}", lower_case(domain))
+}
+
 /// Lower case in ASCII without a copy where it already is.
 fn lower_case(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|c| c.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
@@ -264,6 +294,7 @@ struct Shared {
     checked_ms: AtomicU64,
     /// What the files were when `current` was made, or when they were last refused.
     stamp: RwLock<Stamp>,
+    quotas: QuotaBook,
     /// From it comes the salt that SCRAM shows for names that nobody has.
     secret: [u8; 32],
 }
@@ -292,6 +323,7 @@ impl DirectoryHandle {
             current: RwLock::new(Arc::new(directory)),
             checked_ms: AtomicU64::new(rt::unix_ms()),
             stamp: RwLock::new(stamp),
+            quotas: QuotaBook::default(),
             secret: read_or_make_secret(&mailboxes.users_file),
         })))
     }
@@ -299,6 +331,35 @@ impl DirectoryHandle {
     /// A secret of this server that outlives restarts.
     pub fn secret(&self) -> &[u8; 32] {
         &self.0.secret
+    }
+
+    /// How full mailboxes are.
+    pub fn quotas(&self) -> &QuotaBook {
+        &self.0.quotas
+    }
+
+    /// What the mailbox of a user may hold.
+    pub fn quota_of(&self, user: &str) -> Quota {
+        let default = self.0.mailboxes.quota;
+        self.snapshot().users().find(user).map_or(default, |user| user.quota(default))
+    }
+
+    /// Whether a message of so many octets has room in the mailbox of a user, as far as is known without a wait; what says
+    /// no is looked at again (on a helper). A mailbox that cannot be looked at is full or not when mail is delivered.
+    pub async fn has_room(&self, user: &Arc<str>, size: u64) -> bool {
+        let quota = self.quota_of(user);
+        if !quota.is_limited() || self.0.quotas.may_have_room(user, quota, size) {
+            return true;
+        }
+        let (quotas, user) = (self.0.quotas.clone(), user.clone());
+        let maildir = Maildir::of_user(&self.0.mailboxes.mail_dir, &user);
+        let looked = self.0.pool.run(move || quotas.has_room(&user, &maildir, quota, size)).await;
+        !matches!(looked, Ok(Ok(false)))
+    }
+
+    /// The configuration of mailboxes.
+    pub fn mailboxes(&self) -> &Mailboxes {
+        &self.0.mailboxes
     }
 
     /// The snapshot as it is; never waits.
@@ -413,6 +474,23 @@ mod tests {
         assert_eq!(directory.mailbox_of(&joe).as_deref(), Some("joe"));
         let nobody = Address::parse(b"nobody@localhost", true).unwrap();
         assert_eq!(directory.mailbox_of(&nobody), None);
+    }
+
+    #[test]
+    fn whole_addresses_come_first_and_catch_alls_last() {
+        let directory = directory(
+            "joe ann",
+            "joe@example.com: ann\nsales@localhost: joe@localhost\n@example.com: joe, all@example.org\ninfo: ann\n",
+        )
+        .unwrap();
+        check(&directory, "Joe+x@Example.COM", "ann@Example.COM");
+        check(&directory, "joe@localhost", "user joe");
+        check(&directory, "sales@localhost", "joe@localhost");
+        check(&directory, "sales@example.com", "joe@example.com all@example.org");
+        check(&directory, "info@example.com", "ann@example.com");
+        check(&directory, "nobody@example.com", "joe@example.com all@example.org");
+        check(&directory, "postmaster@example.com", "user joe");
+        check(&directory, "nobody@localhost", "unknown");
     }
 
     #[test]

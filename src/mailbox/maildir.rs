@@ -146,6 +146,22 @@ pub struct NewMessage<'a> {
     pub no_leading_dots: bool,
 }
 
+impl NewMessage<'_> {
+    /// Octets that the file will have.
+    pub fn stored_size(&self) -> u64 {
+        Sizes::of(self).stored
+    }
+
+    /// An earlier try, before a crash, has put it into the mailbox already.
+    pub fn is_there(&self) -> bool {
+        was_delivered(self.maildir, &self.file_name(Sizes::of(self)))
+    }
+
+    fn file_name(&self, sizes: Sizes) -> String {
+        format!("{},S={},W={}", self.unique_name, sizes.stored, sizes.wire)
+    }
+}
+
 /// The name of a message before its sizes: `1700000000.M123000Q0000000G0001R0.mx.example.com`.
 pub fn unique_name(arrival_ms: u64, queue_id: &str, recipient: u16, hostname: &str) -> String {
     let (seconds, micros) = (arrival_ms / 1_000, arrival_ms % 1_000 * 1_000);
@@ -422,8 +438,7 @@ enum Written {
 }
 
 fn write_to_tmp(message: &NewMessage<'_>) -> io::Result<Written> {
-    let sizes = Sizes::of(message);
-    let name = format!("{},S={},W={}", message.unique_name, sizes.stored, sizes.wire);
+    let name = message.file_name(Sizes::of(message));
     if was_delivered(message.maildir, &name) {
         return Ok(Written::Before);
     }

@@ -10,6 +10,7 @@ pub mod directory;
 pub mod maildir;
 pub mod password;
 pub mod policy;
+pub mod quota;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod users;

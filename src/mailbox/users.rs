@@ -73,6 +73,9 @@ pub enum UserNameError {
     /// A character outside letters, digits, `.`, `_`, `-`.
     #[error("a name has only letters, digits, '.', '_' and '-'")]
     Character,
+    /// What follows an `@` in the name of an alias is no domain.
+    #[error("behind the @ stands a domain")]
+    Domain,
     /// `..` or a dot at the end, which no unquoted local-part can have.
     #[error("a name has no two dots in a row and none at its end")]
     Dots,

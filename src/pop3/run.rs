@@ -144,7 +144,7 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
         tls,
         counts,
     } = context;
-    let place = Place { mail_dir: settings.mailboxes.mail_dir.clone(), hostname: settings.hostname.clone() };
+    let place = Place::new(&directory, &settings.hostname);
     let deliverer = Deliverer::new(reader, directory.clone(), place, writes.clone(), to_scheduler);
     let shard = Rc::new(Shard {
         settings,

@@ -9,6 +9,7 @@ use super::session::{Driver, Lost, spool_reply};
 use crate::config::{HeloCheck, LoginSenders, SenderCheck};
 use crate::dns::{DnsError, FamilyPolicy};
 use crate::mailbox::Lookup;
+use crate::mailbox::deliver::full_mailbox;
 use crate::rt;
 use crate::smtp::{Address, Reply, ReversePath};
 use crate::spool::{BodyType, SpoolError};
@@ -78,6 +79,7 @@ impl Driver<'_> {
 
     /// [`Stage::Mail`]: may this transaction begin?
     pub(super) async fn judge_mail(&mut self, size: Option<u64>) -> Result<(), Reply> {
+        self.declared_size = size.unwrap_or(0);
         for check in self.steps(Stage::Mail) {
             match check {
                 Check::Room => self.has_room(size)?,
@@ -233,6 +235,11 @@ impl Driver<'_> {
             policy::Client { address: self.session.client(), login: self.session.login().map(|login| &**login) };
         // `postmaster` without a domain: the directory looks it up in the first of our domains, in order.
         let domain = config.mailboxes.local_domains.iter().min().map_or("", String::as_str);
+        if let Lookup::User(user) = &lookup
+            && !directory.has_room(user, self.declared_size).await
+        {
+            return Err(full_mailbox(config.mailboxes.over_quota));
+        }
         policy::decide(&config.relay, domain, lookup, client, path)
     }
 

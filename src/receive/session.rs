@@ -77,6 +77,8 @@ pub(super) struct Driver<'a> {
     pub(super) listed: Option<Box<Listed>>,
     /// Of the session's errors, those that the client has paid for.
     pub(super) errors_paid: usize,
+    /// SIZE= of MAIL; 0 where it was not given.
+    pub(super) declared_size: u64,
     /// When the session began, or last had a message accepted.
     progress: Instant,
     /// The message whose last chunk has not come.
@@ -107,6 +109,7 @@ pub(super) async fn serve(
         permit: None,
         listed: None,
         errors_paid: 0,
+        declared_size: 0,
         progress: rt::now(),
         chunks: None,
         eating_until: None,
