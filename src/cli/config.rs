@@ -49,6 +49,7 @@ fn to_toml(config: &Config) -> String {
     section.text("auto_logout", Span(config.pop3_sessions.auto_logout));
     section.text("login_delay", Span(config.pop3_sessions.login_delay));
     section.plain("per_client_max", config.pop3_sessions.per_client_max);
+    section.plain("scram_plus", config.pop3_sessions.scram_plus);
     section.plain("apop", config.pop3_sessions.apop);
     section.begin("[admin]");
     section.plain("enabled", config.admin.is_some());

@@ -17,6 +17,8 @@ pub struct Pop3Sessions {
     pub login_delay: Duration,
     /// Sessions at once of one client address; default 100.
     pub per_client_max: usize,
+    /// SCRAM-SHA-256-PLUS is offered under TLS; default no, because mutt chooses it and then cannot do it.
+    pub scram_plus: bool,
     /// APOP is offered to users that have a secret for it; default no.
     pub apop: bool,
 }
@@ -33,6 +35,7 @@ pub(super) struct Pop3SessionsTable {
     auto_logout: Spanned<Period>,
     login_delay: Spanned<Period>,
     per_client_max: Spanned<usize>,
+    scram_plus: bool,
     apop: bool,
 }
 
@@ -42,6 +45,7 @@ impl Default for Pop3SessionsTable {
             auto_logout: seconds(600),
             login_delay: seconds(0),
             per_client_max: plain(100),
+            scram_plus: false,
             apop: false,
         }
     }
@@ -52,6 +56,7 @@ pub(super) fn pop3_sessions(table: &Pop3SessionsTable) -> Result<Pop3Sessions, P
         auto_logout: in_range_by(&table.auto_logout, |p| p.0, second()..=day(), "auto_logout")?,
         login_delay: in_range_by(&table.login_delay, |p| p.0, Duration::ZERO..=day(), "login_delay")?,
         per_client_max: in_range(&table.per_client_max, 1..=1_000_000, "per_client_max")?,
+        scram_plus: table.scram_plus,
         apop: table.apop,
     })
 }

@@ -291,6 +291,7 @@ impl Shard {
             login_without_tls: config.auth_without_tls,
             tls_available: self.tls[index].is_some(),
             scram: self.authenticator.offer(&ChannelBindings::default()).scram,
+            scram_plus: sessions.scram_plus,
             apop_timestamp: sessions.apop.then(|| self.apop_timestamp()),
             retention: self.settings.mailboxes.retention,
             retention_varies: directory.users().iter().any(|user| user.retention.is_some()),
@@ -458,6 +459,10 @@ mod tests {
     }
 
     fn start() -> Running {
+        start_with(Pop3Sessions::default())
+    }
+
+    fn start_with(sessions: Pop3Sessions) -> Running {
         let folder = tempfile::tempdir().unwrap();
         let mailboxes = crate::mailbox::testing::mailboxes(folder.path());
         let joe = User::new(UserName::parse("joe").unwrap(), NewPassword::of(b"secret").unwrap());
@@ -471,7 +476,7 @@ mod tests {
             settings: PopSettings {
                 hostname: "mx.example.com".into(),
                 mailboxes,
-                sessions: Pop3Sessions::default(),
+                sessions,
                 sessions_max: 2,
                 stop_timeout: Duration::from_secs(10),
             },
@@ -617,6 +622,42 @@ mod tests {
             running.stop().await;
         })
         .unwrap();
+    }
+
+    #[test]
+    fn a_silent_session_ends_and_removes_nothing() {
+        rt::run_to_end("test", || async {
+            let sessions = Pop3Sessions { auto_logout: Duration::from_millis(100), ..Pop3Sessions::default() };
+            let mut running = start_with(sessions);
+            running.deliver(1).await;
+            let mut client = running.client().await;
+            client.0.write_all(format!("{LOGIN}DELE 1\r\n").as_bytes()).await.unwrap();
+            assert!(client.until_end().await.ends_with("+OK message 1 deleted\r\n"));
+            assert!(running.talk(&format!("{LOGIN}STAT\r\nQUIT\r\n")).await.contains("maildrop has 1 messages"));
+            running.stop().await;
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_client_has_its_share_of_sessions() {
+        rt::run_to_end("test", || async {
+            let sessions = Pop3Sessions { per_client_max: 1, ..Pop3Sessions::default() };
+            let running = start_with(sessions);
+            let mut first = running.client().await;
+            first.until("\r\n").await;
+            let refused = "-ERR [SYS/TEMP] too many sessions of this client, try again later\r\n";
+            assert_eq!(running.talk("").await, refused);
+            drop(first);
+            // The shard may see the end of the first connection a moment later.
+            while running.talk("QUIT\r\n").await == refused {}
+            running.stop().await;
+        })
+        .unwrap();
+        let v6 = |text: &str| client_key(text.parse().unwrap());
+        assert_eq!(v6("2001:db8::1:2:3:4"), v6("2001:db8::"));
+        assert_ne!(v6("2001:db8:0:1::1"), v6("2001:db8::1"));
+        assert_eq!(v6("::ffff:192.0.2.1"), v6("192.0.2.1"));
     }
 
     #[test]

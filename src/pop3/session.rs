@@ -54,6 +54,8 @@ pub struct SessionConfig {
     pub tls_available: bool,
     /// SCRAM is offered where logins are.
     pub scram: bool,
+    /// SCRAM tied to the TLS connection is offered beside it.
+    pub scram_plus: bool,
     /// `<...@...>` of the greeting, never the same twice; `None`: no APOP.
     pub apop_timestamp: Option<String>,
     /// How long messages stay in a maildrop by default.

@@ -56,7 +56,7 @@ impl Session {
     fn offer(&self) -> Offer {
         let passwords = self.logins_allowed();
         let scram = passwords && self.config.scram;
-        Offer { passwords, scram, scram_plus: scram && self.bindings.is_available() }
+        Offer { passwords, scram, scram_plus: scram && self.config.scram_plus && self.bindings.is_available() }
     }
 
     // Actions.

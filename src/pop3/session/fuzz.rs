@@ -16,6 +16,7 @@ fn transcript(pieces: &[&[u8]]) -> (Vec<u8>, Option<Vec<MessageIndex>>) {
         login_without_tls: true,
         tls_available: true,
         scram: true,
+        scram_plus: true,
         apop_timestamp: Some("<1.2@mx>".into()),
         ..SessionConfig::default()
     };

@@ -6,7 +6,7 @@ use crate::sasl::{self, Mechanism};
 
 /// Logins without TLS, which there is none.
 fn open() -> SessionConfig {
-    SessionConfig { login_without_tls: true, scram: true, ..SessionConfig::default() }
+    SessionConfig { login_without_tls: true, scram: true, scram_plus: true, ..SessionConfig::default() }
 }
 
 /// Answers the actions of a session: user joe, password secret, three messages.
@@ -284,6 +284,12 @@ fn sasl_with_scram() {
 fn a_downgrade_of_scram_is_noticed() {
     let mut world = World::new(SessionConfig { tls_available: true, ..open() });
     world.talk("STLS\r\n");
+    let mut without = World::new(SessionConfig { tls_available: true, scram_plus: false, ..open() });
+    without.talk("STLS\r\n");
+    assert!(without.talk("CAPA\r\n").contains("SASL SCRAM-SHA-256 PLAIN LOGIN\r\n"));
+    // Who was offered no PLUS may say so.
+    let first = sasl::encode(b"y,,n=joe,r=abc");
+    assert!(without.talk(&format!("AUTH SCRAM-SHA-256 {first}\r\n")).starts_with("+ "));
     assert!(world.talk("CAPA\r\n").contains("SASL SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN LOGIN\r\n"));
     // "y": the client could bind, and somebody took PLUS out of the list.
     let first = sasl::encode(b"y,,n=joe,r=abc");
