@@ -46,7 +46,12 @@ fn explain(row: &Value, now: u64) -> String {
     line("Site", word(&row["site"]));
     for host in row["hosts"].as_array().into_iter().flatten() {
         let addresses: Vec<String> = host["addresses"].as_array().into_iter().flatten().map(word).collect();
-        line("  Host", format!("{} port {}: {}", word(&host["name"]), count(&host["port"]), addresses.join(", ")));
+        // A UNIX socket has neither port nor addresses.
+        let place = match addresses.is_empty() {
+            true => word(&host["name"]).to_owned(),
+            false => format!("{} port {}: {}", word(&host["name"]), count(&host["port"]), addresses.join(", ")),
+        };
+        line("  Host", place);
     }
     line("Protocol", word(&row["protocol"]));
     line("TLS", word(&row["tls"]));
@@ -82,7 +87,8 @@ mod tests {
     fn the_way_of_a_recipient_in_words() {
         let row = json!({
             "recipient": "a@b.test", "domain": "b.test", "route": {"kind": "mx"}, "site": "mx:mx.b.test",
-            "hosts": [{"name": "mx.b.test", "addresses": ["192.0.2.1", "2001:db8::1"], "port": 25}],
+            "hosts": [{"name": "mx.b.test", "addresses": ["192.0.2.1", "2001:db8::1"], "port": 25},
+                      {"name": "unix:/run/lmtp", "addresses": [], "port": 0}],
             "protocol": "smtp", "tls": "opportunistic", "login": null, "limits": {"connections_max": 20},
             "site_state": {"state": "paused", "ready": 3, "running": 0, "deferred": 1, "window": 2, "until_ms": 61_000,
                            "last_failure": "451 4.4.1 refused"},
@@ -91,7 +97,7 @@ mod tests {
         assert_eq!(
             explain(&row, 1_000),
             "Recipient:  a@b.test\nRoute:      the MX hosts of b.test\nSite:       mx:mx.b.test\n  Host:     \
-             mx.b.test port 25: 192.0.2.1, 2001:db8::1\nProtocol:   smtp\nTLS:        opportunistic\n  \
+             mx.b.test port 25: 192.0.2.1, 2001:db8::1\n  Host:     unix:/run/lmtp\nProtocol:   smtp\nTLS:        opportunistic\n  \
              Limit:    connections_max = 20\nState:      paused; 3 ready, 0 running, 1 deferred; window 2\n  \
              Until:    1m0s\n  Last:     451 4.4.1 refused\nNow:        it would wait: its site is paused\n"
         );
