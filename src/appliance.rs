@@ -251,6 +251,7 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
         file: file.map(Path::to_path_buf),
         current: Mutex::new(config.clone()),
         server_tls,
+        scheduler: to_scheduler.clone(),
         shards: shards.iter().map(|shard: &RunningShard| shard.orders.clone()).collect(),
         pop3: pop3_acceptors,
         directory,

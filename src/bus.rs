@@ -3,6 +3,7 @@
 //! shard -> scheduler: [`ToScheduler`]; scheduler -> shard: [`ToShard`]; scheduler -> POP3 shard: [`ToMailbox`];
 //! control -> scheduler: [`ToScheduler::Admin`]. Channels are `rt::channel`, bounded; a full one makes the sender wait.
 
+use crate::config::Config;
 use crate::smtp::{Address, Reply, ReversePath};
 use crate::spool::{Envelope, Location, QueueId, routing_domain};
 use smallvec::SmallVec;
@@ -38,6 +39,8 @@ pub enum ToScheduler {
     Moved(Moved),
     /// A question or an order of an operator (through the admin HTTP server or a signal).
     Admin(AdminRequest),
+    /// A new configuration is in force: retry times, limits and reply rules are taken over, all else at the next start.
+    Configured(Arc<Config>),
     /// Stop: start nothing new, give running jobs the time until the deadline of the configuration, checkpoint, end.
     Stop,
 }
@@ -71,8 +74,42 @@ pub struct AcceptedMessage {
     pub null_reverse_path: bool,
     /// MT-PRIORITY, -9 to 9.
     pub priority: i8,
+    /// Whose it is, for fairness and for the choice of what it leaves by.
+    pub sender: SenderKey,
     /// Domain (or address literal, with brackets) of each recipient, lower case A-labels, in envelope order.
     pub recipient_domains: SmallVec<[Arc<str>; 1]>,
+}
+
+/// A sender, as two hashes that stay the same over restarts.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SenderKey {
+    /// Of the address in lower case, up to a `+` or `=` of its local part: what varies there from message to message
+    /// (subaddresses, VERP) is still one sender.
+    pub address: u32,
+    /// Of the domain.
+    pub domain: u32,
+}
+
+impl SenderKey {
+    /// Of a reverse-path; the null one is a sender like any other.
+    pub fn of(reverse_path: &ReversePath) -> SenderKey {
+        let Some(address) = reverse_path.address() else { return SenderKey::default() };
+        let local_part = address.local_part();
+        let constant = local_part.find(['+', '=']).map_or(local_part, |end| &local_part[..end]);
+        let domain = address.domain();
+        // An A-label and its U-label are one domain, but only for those who write U-labels.
+        let domain = if domain.is_ascii() { SenderKey::hash(domain) } else { SenderKey::hash(&routing_domain(domain)) };
+        SenderKey { address: continue_hash(domain, constant), domain }
+    }
+
+    /// Of a domain: FNV-1a of its lower case.
+    pub fn hash(domain: &str) -> u32 {
+        continue_hash(0x811C_9DC5, domain)
+    }
+}
+
+fn continue_hash(hash: u32, text: &str) -> u32 {
+    text.bytes().fold(hash, |hash, byte| (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193))
 }
 
 /// Everything that the scheduler can ask of a shard.
@@ -141,8 +178,13 @@ pub struct Endpoint {
     pub protocol: Protocol,
     /// Our EHLO argument.
     pub helo: Arc<str>,
-    /// Local address to leave by; `None` lets the kernel choose.
-    pub source: Option<IpAddr>,
+    /// Local addresses to leave by, one of a family at most; where there is none of the host's family the kernel
+    /// chooses, or, with `source_is_strict`, the host is not contacted.
+    pub sources: SmallVec<[IpAddr; 2]>,
+    /// See `sources`.
+    pub source_is_strict: bool,
+    /// Transactions over the connection at most; at least 1.
+    pub messages_max: u32,
     /// TLS policy.
     pub tls: TlsPolicy,
     /// Login at the next hop (smarthost).
@@ -398,6 +440,38 @@ impl AddressPattern {
             AddressPattern::Null => false,
             AddressPattern::Domain(domain) => routing_domain(address.domain()) == *domain,
             AddressPattern::Address(text) => address.as_str().eq_ignore_ascii_case(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn senders_are_one_whatever_varies_from_message_to_message() {
+        let key = |text: &str| SenderKey::of(&ReversePath::parse(text.as_bytes(), true).unwrap().0);
+        assert_eq!(key("<List+a=b.test@Example.COM>"), key("<list+c=d.test@example.com>"));
+        assert_eq!(key("<list@example.com>"), key("<LIST=x@example.com>"));
+        assert_ne!(key("<list@example.com>"), key("<other@example.com>"));
+        assert_ne!(key("<list@example.com>"), key("<list@example.org>"));
+        assert_eq!(key("<list@example.com>").domain, SenderKey::hash("example.com"));
+        assert_eq!(key("<x@b\u{fc}cher.example>").domain, SenderKey::hash("xn--bcher-kva.example"));
+        assert_eq!(key("<>"), SenderKey::default());
+    }
+
+    #[test]
+    fn patterns_of_addresses() {
+        let address = |text: &str| Address::parse(text.as_bytes(), true).unwrap();
+        let pattern = |text: &str| AddressPattern::parse(text);
+        assert!(pattern("A@Example.com").unwrap().matches(&address("a@example.COM")));
+        assert!(pattern("<a@example.com>").unwrap().matches(&address("a@example.com")));
+        assert!(pattern("@example.com").unwrap().matches(&address("any@Example.com")));
+        assert!(!pattern("@example.com").unwrap().matches(&address("any@sub.example.com")));
+        assert!(pattern("<>").unwrap().matches_sender(&ReversePath::Null));
+        assert!(!pattern("<>").unwrap().matches(&address("a@b")));
+        for bad in ["", "a", "a@", "@"] {
+            assert_eq!(pattern(bad), None, "{bad}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Everything that can fail is done first: reading, checking, reading certificates. Then the new values are handed to
 //! the shards and the POP3 listeners. Sessions that are open go on with what they began with.
 
-use crate::bus::ToShard;
+use crate::bus::{ToScheduler, ToShard};
 use crate::config::{self, Config};
 use crate::mailbox::DirectoryHandle;
 use crate::rt;
@@ -59,6 +59,8 @@ pub struct Reloader {
     pub current: Mutex<Arc<Config>>,
     /// Makes acceptors.
     pub server_tls: ServerTls,
+    /// Told of retry times, limits of sites, and rules about replies.
+    pub scheduler: rt::Sender<ToScheduler>,
     /// Whom to tell.
     pub shards: Vec<rt::Sender<ToShard>>,
     /// Those of the POP3 listeners.
@@ -110,6 +112,8 @@ impl Reloader {
         }
         *current = Arc::new(loaded.config);
         let reloaded = Arc::new(Reloaded { config: current.clone(), acceptors: acceptors.smtp });
+        // A scheduler that is gone has ended the process.
+        let _ = self.scheduler.blocking_send(ToScheduler::Configured(current.clone()));
         for shard in &self.shards {
             // A shard that is gone has ended the process.
             let _ = shard.blocking_send(ToShard::Reload(reloaded.clone()));
@@ -156,10 +160,13 @@ fn what_needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         dnsbls: old.dnsbls.clone(),
         greylist: old.greylist.clone(),
         tls: old.tls.clone(),
+        retry: old.retry.clone(),
+        sites: old.sites.clone(),
+        reply_rules: old.reply_rules.clone(),
         ..new.clone()
     };
     if taken != *old {
-        changed.push("another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]] or [greylist]");
+        changed.push("another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[site]] or [[reply_rule]]");
     }
     changed
 }
@@ -197,12 +204,15 @@ mod tests {
                 "shards",
                 "[limits] stop_timeout",
                 // The paths below data_dir.
-                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]] or [greylist]",
+                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[site]] or [[reply_rule]]",
             ],
         );
+        check(&format!("{SMTP}[retry]\ndelay_min = \"1s\"\n[[site]]\nmx = [\".a.test\"]\n"), &[]);
         check(
-            &format!("{SMTP}[retry]\ndelay_min = \"1s\"\n"),
-            &["another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]] or [greylist]"],
+            &format!("{SMTP}[dns]\ntimeout = \"1s\"\n"),
+            &[
+                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[site]] or [[reply_rule]]",
+            ],
         );
     }
 }

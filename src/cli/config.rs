@@ -2,7 +2,9 @@
 
 use super::exit::Failure;
 use crate::bus::{Protocol, TlsPolicy};
-use crate::config::{CertificateFiles, Config, Limits, ListenerTls, NextHopConfig, Route, SmtpListener};
+use crate::config::{
+    CertificateFiles, Config, Limits, ListenerTls, NextHopConfig, ReplyEffect, ReplyRule, Route, SmtpListener,
+};
 use crate::dns::FamilyPolicy;
 use crate::mailbox::policy::Limit;
 use crate::throttle::Rate;
@@ -70,6 +72,7 @@ fn to_toml(config: &Config) -> String {
     section.text("retention", config.mailboxes.retention);
     config.routes.iter().for_each(|route| show_route(&mut section, route));
     show_times_and_limits(&mut section, config);
+    show_sites(&mut section, config);
     section.begin("[dns]");
     section.list("servers", &config.dns.servers);
     section.text("timeout", Span(config.dns.timeout));
@@ -185,6 +188,72 @@ fn show_route(section: &mut Section<'_>, route: &Route) {
         section.text("username", &credentials.username);
         section.text("password", HIDDEN);
     }
+    if let Some(pool) = &route.egress_pool {
+        section.text("egress_pool", pool);
+    }
+}
+
+fn show_sites(section: &mut Section<'_>, config: &Config) {
+    for egress in &config.egress {
+        section.begin("[[egress]]");
+        section.text("name", &egress.name);
+        section.list("addresses", &egress.addresses);
+        if let Some(helo) = &egress.helo {
+            section.text("helo", helo);
+        }
+        section.plain("weight", egress.weight);
+    }
+    for pool in &config.egress_pools {
+        section.begin("[[egress_pool]]");
+        section.text("name", &pool.name);
+        section.list("members", &pool.members);
+        section.list("sender_domains", &pool.sender_domains);
+    }
+    for site in &config.sites {
+        section.begin("[[site]]");
+        section.list("domains", &site.domains);
+        section.list("mx", &site.mx);
+        let numbers = [
+            ("connections_max", site.connections_max),
+            ("messages_per_connection", site.messages_per_connection),
+            ("recipients_per_transaction", site.recipients_per_transaction),
+        ];
+        for (key, number) in numbers {
+            if let Some(number) = number {
+                section.plain(key, number);
+            }
+        }
+        if let Some(rate) = site.messages_per_second {
+            section.plain("messages_per_second", format_args!("{rate:?}"));
+        }
+    }
+    config.reply_rules.iter().for_each(|rule| show_reply_rule(section, rule));
+}
+
+fn show_reply_rule(section: &mut Section<'_>, rule: &ReplyRule) {
+    section.begin("[[reply_rule]]");
+    section.list("mx", &rule.mx);
+    if let Some((from, to)) = rule.codes {
+        let digits = [100, 10, 1].map(|unit| (from / unit % 10, to / unit % 10));
+        let code = digits.map(|(from, to)| if from == to { from.to_string() } else { "x".into() }).concat();
+        section.text("code", code);
+    }
+    if !rule.enhanced.is_empty() {
+        section.text("enhanced", rule.enhanced.iter().map(u16::to_string).collect::<Vec<String>>().join("."));
+    }
+    section.list("text", &rule.text);
+    section.text("class", &rule.class);
+    let (effect, time) = match rule.effect {
+        ReplyEffect::None => ("none", None),
+        ReplyEffect::Throttle => ("throttle", None),
+        ReplyEffect::Pause(time) => ("pause", Some(time)),
+        ReplyEffect::Defer(time) => ("defer", Some(time)),
+        ReplyEffect::Bounce => ("bounce", None),
+    };
+    section.text("effect", effect);
+    if let Some(time) = time {
+        section.text("time", Span(time));
+    }
 }
 
 fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
@@ -212,6 +281,9 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     let delivery = &config.delivery;
     section.plain("connections_max", delivery.connections_max);
     section.plain("messages_per_connection", delivery.messages_per_connection);
+    if let Some(rate) = delivery.messages_per_second {
+        section.plain("messages_per_second", format_args!("{rate:?}"));
+    }
     section.plain("recipients_per_transaction", delivery.recipients_per_transaction);
     section.plain("port", delivery.port);
     section.plain("allow_private_targets", delivery.allow_private_targets);
@@ -221,6 +293,10 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     section.text("idle_timeout", Span(delivery.idle_timeout));
     section.plain("chunking", delivery.chunking);
     section.list("source_addresses", &delivery.source_addresses);
+    if let Some(pool) = &delivery.egress_pool {
+        section.text("egress_pool", pool);
+    }
+    section.plain("shipped_reply_rules", delivery.shipped_reply_rules);
     section.begin("[timeouts]");
     let timeouts = &config.timeouts;
     section.text("greeting", Span(timeouts.greeting));
@@ -353,7 +429,12 @@ mod tests {
              [[route]]\ndomain = \"x.test\"\nmx = \"y.test\"\ntls = \"verify\"\nusername = \"u\"\npassword = \"(hidden)\"\n\
              [delivery]\nsource_addresses = [\"192.0.2.1\"]\nidle_timeout = \"1s\"\n[dns]\nservers = [\"[::1]:53\"]\naddresses = \"ipv6-first\"\n\
              [timeouts]\ngreeting = \"9s\"\nblock = \"8s\"\n\
-             [[route]]\ndomain = \"u.test\"\nhost = \"unix:/run/lmtp\"\nprotocol = \"lmtp\"\n",
+             [[egress]]\nname = \"a\"\naddresses = [\"192.0.2.1\", \"::1\"]\nhelo = \"a.test\"\nweight = 3\n\
+             [[egress_pool]]\nname = \"p\"\nmembers = [\"a\"]\nsender_domains = [\"s.test\"]\n\
+             [[site]]\nmx = [\".big.test\"]\nmessages_per_second = 0.5\nconnections_max = 2\n\
+             [[reply_rule]]\nmx = [\".big.test\"]\ncode = \"42x\"\nenhanced = \"4.7\"\ntext = [\"Slow\"]\nclass = \"x\"\n\
+             effect = \"pause\"\ntime = \"90s\"\n\
+             [[route]]\negress_pool = \"p\"\ndomain = \"u.test\"\nhost = \"unix:/run/lmtp\"\nprotocol = \"lmtp\"\n",
         );
     }
 
@@ -444,6 +525,36 @@ mod tests {
             }
             ("[[smtp]]" | "[[pop3]]", key) if key != "address" => {
                 (example.to_owned(), "address = \"127.0.0.1:1\"".to_owned())
+            }
+            ("[[site]]", "mx" | "domains") => (example.to_owned(), String::new()),
+            ("[[site]]", _) => (example.to_owned(), "mx = [\"a.test\"]".to_owned()),
+            ("[[egress]]", key) => {
+                let name = if key == "name" { example } else { "name = \"out1\"" };
+                let pool = "[[egress_pool]]\nname = \"p\"\nmembers = [\"out1\"]";
+                let own = if key == "name" { String::new() } else { example.to_owned() };
+                (name.to_owned(), format!("{own}\n{pool}"))
+            }
+            ("[[egress_pool]]", key) => {
+                let mut lines = vec![example];
+                lines.extend(
+                    [("name", "name = \"p\""), ("members", "members = [\"out1\", \"out2\"]")]
+                        .iter()
+                        .filter(|(other, _)| *other != key)
+                        .map(|(_, line)| *line),
+                );
+                let ways = "[[egress]]\nname = \"out1\"\n[[egress]]\nname = \"out2\"";
+                (lines.join("\n"), ways.to_owned())
+            }
+            ("[[reply_rule]]", "class") => (example.to_owned(), "code = \"421\"".to_owned()),
+            ("[[reply_rule]]", "code" | "text" | "enhanced") => (example.to_owned(), "class = \"x\"".to_owned()),
+            ("[[reply_rule]]", "time") => {
+                (example.to_owned(), "class = \"x\"\ncode = \"421\"\neffect = \"pause\"".to_owned())
+            }
+            ("[[reply_rule]]", _) => (example.to_owned(), "class = \"x\"\ncode = \"421\"".to_owned()),
+            ("[delivery]" | "[[route]]", "egress_pool") => {
+                let route = if header == "[[route]]" { "domain = \"*\"\nhost = \"a.test\"\n" } else { "" };
+                let pool = "[[egress]]\nname = \"a\"\n[[egress_pool]]\nname = \"main\"\nmembers = [\"a\"]";
+                (example.to_owned(), format!("{route}{pool}"))
             }
             ("[[route]]", "domain") => (example.to_owned(), "host = \"a.test\"".to_owned()),
             ("[[route]]", "host" | "mx") => (example.to_owned(), "domain = \"a.test\"".to_owned()),

@@ -56,7 +56,15 @@ fn explain(row: &Value, now: u64) -> String {
     line("Protocol", word(&row["protocol"]));
     line("TLS", word(&row["tls"]));
     line("Login", word(&row["login"]));
-    for (key, value) in row["limits"].as_object().into_iter().flatten() {
+    line("Egress", word(&row["egress"]["pool"]));
+    for member in row["egress"]["members"].as_array().into_iter().flatten() {
+        let addresses: Vec<String> = member["addresses"].as_array().into_iter().flatten().map(word).collect();
+        let addresses = if addresses.is_empty() { "any address".to_owned() } else { addresses.join(", ") };
+        let state = if member["suspended"].as_bool() == Some(true) { ", suspended" } else { "" };
+        line("  By", format!("{} ({addresses}) as {}{state}", word(&member["name"]), word(&member["helo"])));
+    }
+    let limits = row["limits"].as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    for (key, value) in limits {
         let value = if value.is_string() { word(value) } else { value.to_string() };
         line("  Limit", format!("{key} = {value}"));
     }

@@ -15,6 +15,8 @@ pub struct Delivery {
     pub connections_max: usize,
     /// Messages over one connection; default 1,000.
     pub messages_per_connection: usize,
+    /// Messages a second to one site; fractions count; default as many as go.
+    pub messages_per_second: Option<f64>,
     /// Recipients of one transaction; default 100.
     pub recipients_per_transaction: usize,
     /// Port of MX hosts; default 25.
@@ -33,6 +35,10 @@ pub struct Delivery {
     pub idle_timeout: Duration,
     /// Local addresses to leave by; empty lets the kernel choose.
     pub source_addresses: Vec<IpAddr>,
+    /// The pool that mail leaves by where neither route nor sender says otherwise.
+    pub egress_pool: Option<String>,
+    /// Use the rules about replies that come with the program; default true.
+    pub shipped_reply_rules: bool,
 }
 
 #[derive(Deserialize)]
@@ -40,6 +46,7 @@ pub struct Delivery {
 pub(super) struct DeliveryTable {
     connections_max: Spanned<usize>,
     messages_per_connection: Spanned<usize>,
+    messages_per_second: Option<Spanned<f64>>,
     recipients_per_transaction: Spanned<usize>,
     port: Spanned<u16>,
     allow_private_targets: bool,
@@ -49,6 +56,8 @@ pub(super) struct DeliveryTable {
     idle_timeout: Spanned<Period>,
     chunking: bool,
     source_addresses: Vec<IpAddr>,
+    pub(super) egress_pool: Option<Spanned<String>>,
+    shipped_reply_rules: bool,
 }
 
 impl Default for DeliveryTable {
@@ -56,6 +65,7 @@ impl Default for DeliveryTable {
         DeliveryTable {
             connections_max: plain(20),
             messages_per_connection: plain(1000),
+            messages_per_second: None,
             recipients_per_transaction: plain(100),
             port: plain(25),
             allow_private_targets: false,
@@ -65,15 +75,23 @@ impl Default for DeliveryTable {
             idle_timeout: seconds(5),
             chunking: true,
             source_addresses: Vec::new(),
+            egress_pool: None,
+            shipped_reply_rules: true,
         }
     }
 }
 
 pub(super) fn delivery(table: DeliveryTable) -> Result<Delivery, Problem> {
+    if let Some(pool) = table.egress_pool.as_ref().filter(|_| !table.source_addresses.is_empty()) {
+        let message = "egress_pool and source_addresses exclude each other";
+        let hint = "make each address an [[egress]] of the pool";
+        return Err(Problem::new(pool.span().start, message, hint));
+    }
     let time = |period: &Spanned<Period>, name| in_range_by(period, |p| p.0, second()..=day(), name);
     Ok(Delivery {
         connections_max: in_range(&table.connections_max, 1..=10_000, "connections_max")?,
         messages_per_connection: in_range(&table.messages_per_connection, 1..=1_000_000, "messages_per_connection")?,
+        messages_per_second: super::site::rate(table.messages_per_second.as_ref())?,
         recipients_per_transaction: in_range(
             &table.recipients_per_transaction,
             1..=10_000,
@@ -87,5 +105,7 @@ pub(super) fn delivery(table: DeliveryTable) -> Result<Delivery, Problem> {
         chunking: table.chunking,
         idle_timeout: time(&table.idle_timeout, "idle_timeout")?,
         source_addresses: table.source_addresses,
+        egress_pool: table.egress_pool.map(Spanned::into_inner),
+        shipped_reply_rules: table.shipped_reply_rules,
     })
 }

@@ -6,6 +6,7 @@ use super::check::{domain, in_range, plain};
 use super::delivery::{DeliveryTable, delivery};
 use super::dns::{DnsTable, dns};
 use super::dnsbl::{DnsblTable, GreylistTable, dnsbls, greylist};
+use super::egress::{EgressPoolTable, EgressTable, egress, known_pool};
 use super::error::Problem;
 use super::limits::{LimitsTable, limits};
 use super::mailboxes::{MailboxesTable, mailboxes};
@@ -13,8 +14,10 @@ use super::pop3::{Pop3, pop3_listener};
 use super::pop3_sessions::{Pop3SessionsTable, pop3_sessions};
 use super::rates::{ClientLimitsTable, LoginLimitsTable, SendLimitsTable, client_limits, login_limits, send_limits};
 use super::relay::{Relay, relay};
+use super::reply_rule::{ReplyRuleTable, reply_rule};
 use super::retry::{RetryTable, retry};
 use super::route::{RouteTable, route};
+use super::site::{SiteTable, site};
 use super::smtp::{Smtp, smtp_listeners};
 use super::spool::{SpoolTable, spool};
 use super::timeouts::{TimeoutsTable, timeouts};
@@ -47,6 +50,10 @@ pub(super) struct File {
     retry: Spanned2<RetryTable>,
     route: Vec<RouteTable>,
     delivery: DeliveryTable,
+    site: Vec<Spanned<SiteTable>>,
+    egress: Vec<EgressTable>,
+    egress_pool: Vec<EgressPoolTable>,
+    reply_rule: Vec<ReplyRuleTable>,
     timeouts: TimeoutsTable,
     dns: DnsTable,
     spool: SpoolTable,
@@ -84,6 +91,11 @@ impl File {
             Some(shards) => in_range(&shards, 1..=256, "shards")?,
             None => surroundings.cores.clamp(1, 256),
         };
+        let named = self.route.iter().map(|route| &route.egress_pool).chain([&self.delivery.egress_pool]);
+        for pool in named {
+            known_pool(pool.as_ref(), &self.egress_pool)?;
+        }
+        let (egress, egress_pools) = egress(self.egress, self.egress_pool)?;
         let data_dir = self.data_dir.unwrap_or_else(|| PathBuf::from("ringmail-data"));
         let admin = self.admin.listener();
         let delivery = delivery(self.delivery)?;
@@ -113,6 +125,10 @@ impl File {
             routes: self.route.into_iter().map(route).collect::<Result<_, _>>()?,
             timeouts: timeouts(self.timeouts, &delivery)?,
             delivery,
+            sites: self.site.into_iter().map(site).collect::<Result<_, _>>()?,
+            egress,
+            egress_pools,
+            reply_rules: self.reply_rule.into_iter().map(reply_rule).collect::<Result<_, _>>()?,
             dns: dns(&self.dns)?,
             spool: spool(&self.spool)?,
             tls,

@@ -7,6 +7,7 @@ mod check;
 mod delivery;
 mod dns;
 mod dnsbl;
+mod egress;
 mod error;
 mod file;
 mod limits;
@@ -16,8 +17,10 @@ mod pop3;
 mod pop3_sessions;
 mod rates;
 mod relay;
+mod reply_rule;
 mod retry;
 mod route;
+mod site;
 mod smtp;
 mod spool;
 mod timeouts;
@@ -27,6 +30,7 @@ mod units;
 pub use delivery::Delivery;
 pub use dns::Dns;
 pub use dnsbl::{Dnsbl, GreylistConfig};
+pub use egress::{EgressConfig, EgressPoolConfig};
 pub use error::ConfigError;
 pub use limits::Limits;
 pub use mailboxes::{Mailboxes, OverQuota};
@@ -35,8 +39,10 @@ pub use pop3::Pop3Listener;
 pub use pop3_sessions::Pop3Sessions;
 pub use rates::{ClientLimits, LoginLimits, SendLimits};
 pub use relay::RelayPolicy;
+pub use reply_rule::{ReplyEffect, ReplyRule, reply_rules_of};
 pub use retry::Retry;
 pub use route::{NextHopConfig, Route};
+pub use site::SiteConfig;
 pub use smtp::{HeloCheck, LineEndings, LoginSenders, Profile, SenderCheck, SmtpListener};
 pub use spool::SpoolConfig;
 pub use timeouts::Timeouts;
@@ -87,6 +93,14 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Outbound delivery limits.
     pub delivery: Delivery,
+    /// Other limits for some sites; first match wins.
+    pub sites: Vec<SiteConfig>,
+    /// Ways out.
+    pub egress: Vec<EgressConfig>,
+    /// Whose mail leaves by which of them.
+    pub egress_pools: Vec<EgressPoolConfig>,
+    /// What replies mean, before the rules that come with the program.
+    pub reply_rules: Vec<ReplyRule>,
     /// Time limits of outbound sessions.
     pub timeouts: Timeouts,
     /// Resolver.

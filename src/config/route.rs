@@ -22,6 +22,8 @@ pub struct Route {
     pub tls: crate::bus::TlsPolicy,
     /// Login.
     pub credentials: Option<std::sync::Arc<crate::bus::Credentials>>,
+    /// What its mail leaves by, whoever sends it.
+    pub egress_pool: Option<String>,
 }
 
 /// Where a fixed route leads.
@@ -51,6 +53,7 @@ pub(super) struct RouteTable {
     tls: Option<TlsName>,
     username: Option<String>,
     password: Option<String>,
+    pub(super) egress_pool: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -126,5 +129,6 @@ pub(super) fn route(table: RouteTable) -> Result<Route, Problem> {
             Some(TlsName::Verify) => TlsPolicy::Verify,
         },
         credentials,
+        egress_pool: table.egress_pool.map(Spanned::into_inner),
     })
 }

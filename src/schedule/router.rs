@@ -1,5 +1,6 @@
 //! What the configuration says of a domain, before DNS is asked: local, a fixed route, or the domain's MX hosts.
 
+use super::egress::{PoolIndex, Pools};
 use crate::bus::{Credentials, Protocol, TlsPolicy};
 use crate::config::{Config, NextHopConfig, Route};
 use std::collections::HashSet;
@@ -37,6 +38,11 @@ impl Router {
         Router::new(&config.mailboxes.local_domains, &config.routes)
     }
 
+    /// The pool that a fixed route names.
+    pub fn pool_of(&self, route: usize, pools: &Pools) -> Option<PoolIndex> {
+        pools.find(self.routes[route].egress_pool.as_ref()?)
+    }
+
     /// The fixed routes.
     pub fn routes(&self) -> &[Route] {
         &self.routes
@@ -55,10 +61,7 @@ impl Router {
 }
 
 fn matches(pattern: &str, domain: &str) -> bool {
-    match pattern.strip_prefix('.') {
-        Some(parent) => domain.strip_suffix(parent).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
-        None => pattern == "*" || pattern == domain,
-    }
+    pattern == "*" || super::limits::matches(pattern, domain)
 }
 
 /// The question to ask for the hosts of a next hop.
@@ -123,6 +126,7 @@ mod tests {
             protocol: Protocol::Smtp,
             tls: TlsPolicy::None,
             credentials: None,
+            egress_pool: None,
         }
     }
 

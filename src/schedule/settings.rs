@@ -1,15 +1,15 @@
 //! What the core wants to know of the configuration, in its own units.
 
+use super::egress::Pools;
+use super::limits::{LimitRules, Limits};
+use super::rules::ReplyRules;
 use crate::config::Config;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Settings of the scheduler; times in milliseconds.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Our EHLO argument.
-    pub helo: Arc<str>,
     /// Shards to place lanes on; at least 1.
     pub shards: usize,
     /// Delay before the second attempt.
@@ -24,16 +24,16 @@ pub struct Settings {
     pub pause_ms_min: u64,
     /// Longest pause of a site.
     pub pause_ms_max: u64,
-    /// Connections per site.
-    pub connections_max: usize,
+    /// Bounds of sites.
+    pub limits: LimitRules,
+    /// What mail leaves by.
+    pub pools: Pools,
+    /// What replies mean.
+    pub rules: Arc<ReplyRules>,
     /// Connections to all sites together.
     pub lanes_max: usize,
     /// Transactions into mailboxes at once.
     pub mailbox_jobs_max: usize,
-    /// Recipients of one transaction.
-    pub recipients_max: usize,
-    /// Local addresses to leave by, in turn; empty lets the kernel choose.
-    pub source_addresses: Vec<IpAddr>,
     /// A route is asked for again after this.
     pub route_fresh_ms: u64,
     /// A route older than this is not used while the question is open.
@@ -56,8 +56,13 @@ impl Settings {
         // silent for longer is broken, not slow; the margin is generous because giving up early may repeat a delivery.
         let one_try = millis(delivery.connect_timeout) + 10 * millis(delivery.reply_timeout);
         let job_ms_max = 8 * one_try + millis(delivery.data_end_timeout) + 10 * 60_000;
+        let usual = Limits {
+            connections_max: delivery.connections_max.max(1),
+            messages_per_connection: delivery.messages_per_connection.clamp(1, 1 << 30) as u32,
+            messages_per_second: delivery.messages_per_second,
+            recipients_max: delivery.recipients_per_transaction.max(1),
+        };
         Settings {
-            helo: config.hostname.as_str().into(),
             shards: shards.max(1),
             delay_ms_min,
             delay_ms_max,
@@ -65,11 +70,11 @@ impl Settings {
             delay_dsn_after_ms: millis(config.retry.delay_dsn_after),
             pause_ms_min: (delay_ms_min / 5).max(100),
             pause_ms_max: (delay_ms_max / 8).max(delay_ms_min / 5).max(100),
-            connections_max: delivery.connections_max.max(1),
+            limits: LimitRules { usual, rules: config.sites.clone() },
+            pools: Pools::from_config(config),
+            rules: Arc::new(ReplyRules::new(&config.reply_rules, delivery.shipped_reply_rules)),
             lanes_max: LANES_MAX.max(shards),
             mailbox_jobs_max: MAILBOX_JOBS_MAX,
-            recipients_max: delivery.recipients_per_transaction.max(1),
-            source_addresses: delivery.source_addresses.clone(),
             route_fresh_ms: 60_000,
             route_stale_ms: 600_000,
             report_gather_ms: 5_000,

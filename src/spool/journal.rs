@@ -8,7 +8,8 @@ use super::disk::{Disk, DiskFile, JOURNAL, file_name};
 use super::queue_id::{Location, QueueId, SLOT_BYTES};
 use super::record::{Salt, u32_at, u64_at};
 use super::segment::{DATA_START, UnknownVersion, read_exact};
-use super::{LiveMessage, RecipientState, Survivor};
+use super::{LiveMessage, RecipientState, SenderOrigin, Survivor};
+use crate::bus::SenderKey;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
@@ -31,6 +32,7 @@ const TAG_DELAY_DSN_SENT: u8 = 7;
 const TAG_MOVED: u8 = 8;
 const TAG_SUSPENSION: u8 = 9;
 const TAG_DOUBTFUL: u8 = 10;
+const TAG_LIVE_OF: u8 = 11;
 
 const LIVE_NULL_REVERSE_PATH: u8 = 1;
 const LIVE_DELAY_DSN_SENT: u8 = 2;
@@ -107,6 +109,12 @@ fn put_state(out: &mut Vec<u8>, state: RecipientState) {
     }
 }
 
+fn put_origin(out: &mut Vec<u8>, kind: u8, address: u32, other: u32) {
+    out.extend_from_slice(&[TAG_LIVE_OF, kind]);
+    out.extend_from_slice(&address.to_le_bytes());
+    out.extend_from_slice(&other.to_le_bytes());
+}
+
 /// Writes "live" entries with their domains named once per file.
 #[derive(Debug, Default)]
 pub(crate) struct LiveEncoder {
@@ -136,7 +144,10 @@ impl LiveEncoder {
             numbers.push(number);
         }
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-        out.push(TAG_LIVE);
+        match message.origin {
+            SenderOrigin::Envelope(SenderKey { address, domain }) => put_origin(out, 0, address, domain),
+            SenderOrigin::Chosen { address, pool } => put_origin(out, 1, address, pool),
+        }
         out.extend_from_slice(&message.queue_id.0.to_le_bytes());
         out.extend_from_slice(&message.location.0.to_le_bytes());
         out.extend_from_slice(&message.arrival_ms.to_le_bytes());
@@ -178,6 +189,7 @@ struct LiveEntry {
     size: u64,
     flags: u8,
     priority: i8,
+    origin: SenderOrigin,
     recipients: SmallVec<[(u32, RecipientState); 1]>,
 }
 
@@ -235,7 +247,11 @@ impl<'a> Input<'a> {
                 Entry::Recipient { queue_id: QueueId(self.u64()?), recipient: self.u16()?, state: self.state()? }
             }
             TAG_DONE => Entry::Done(QueueId(self.u64()?)),
-            TAG_LIVE => Entry::Live { message: Box::new(self.live()?) },
+            TAG_LIVE => Entry::Live { message: Box::new(self.live(SenderOrigin::Envelope(SenderKey::default()))?) },
+            TAG_LIVE_OF => {
+                let origin = self.origin()?;
+                Entry::Live { message: Box::new(self.live(origin)?) }
+            }
             TAG_DOMAIN => Entry::Domain { number: self.u32()?, text: self.text()? },
             TAG_SCANNED => Entry::Scanned { segment: self.u64()?, offset: self.u64()? },
             TAG_END => Entry::End { live: self.u64()? },
@@ -250,7 +266,16 @@ impl<'a> Input<'a> {
         })
     }
 
-    fn live(&mut self) -> Result<LiveEntry, BadEntry> {
+    fn origin(&mut self) -> Result<SenderOrigin, BadEntry> {
+        let (kind, address, other) = (self.u8()?, self.u32()?, self.u32()?);
+        match kind {
+            0 => Ok(SenderOrigin::Envelope(SenderKey { address, domain: other })),
+            1 => Ok(SenderOrigin::Chosen { address, pool: other }),
+            _ => Err(BadEntry),
+        }
+    }
+
+    fn live(&mut self, origin: SenderOrigin) -> Result<LiveEntry, BadEntry> {
         let mut live = LiveEntry {
             queue_id: QueueId(self.u64()?),
             location: Location(self.u64()?),
@@ -258,6 +283,7 @@ impl<'a> Input<'a> {
             size: self.u64()?,
             flags: self.u8()?,
             priority: self.u8()? as i8,
+            origin,
             recipients: SmallVec::new(),
         };
         let count = usize::from(self.u16()?);
@@ -448,6 +474,7 @@ impl Replay {
             null_reverse_path: message.flags & LIVE_NULL_REVERSE_PATH != 0,
             priority: message.priority,
             delay_dsn_sent: message.flags & LIVE_DELAY_DSN_SENT != 0,
+            origin: message.origin,
             recipients: recipients.ok_or(BadEntry)?,
         };
         let index = self.live.len() as u32;
@@ -587,7 +614,7 @@ fn split_frames(entries: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-const _: () = assert!(36 + 65_535 * (4 + 11) < FRAME_BYTES_MAX);
+const _: () = assert!(45 + 65_535 * (4 + 11) < FRAME_BYTES_MAX);
 
 impl<D: Disk> JournalWriter<D> {
     /// A writer without a file: the first thing it must be told is a checkpoint.
@@ -838,6 +865,7 @@ mod tests {
             null_reverse_path: id.is_multiple_of(2),
             priority: -3,
             delay_dsn_sent: id.is_multiple_of(3),
+            origin: SenderOrigin::Chosen { address: id as u32, pool: 7 },
             recipients: domains.iter().map(|domain| ((*domain).into(), PENDING)).collect(),
         }
     }

@@ -54,7 +54,7 @@ pub use segment::Damage;
 pub use shard::{ShardSpool, ShardSpoolSeed, check, open};
 pub use stats::{BUCKETS, SpoolCounts, SpoolStats, Spread, bucket_max};
 
-use crate::bus::AcceptedMessage;
+use crate::bus::{AcceptedMessage, SenderKey};
 use crate::smtp::ReversePath;
 use smallvec::SmallVec;
 use std::io;
@@ -234,6 +234,7 @@ impl Committed {
             record_slots: self.record_slots,
             null_reverse_path: envelope.reverse_path == ReversePath::Null,
             priority: envelope.priority,
+            sender: SenderKey::of(&envelope.reverse_path),
             recipient_domains: envelope.recipients.iter().map(|recipient| recipient.routing_domain().into()).collect(),
         }
     }
@@ -264,6 +265,20 @@ pub enum RecipientState {
     },
 }
 
+/// Whose a message is, as the scheduler wants it back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SenderOrigin {
+    /// By its reverse-path.
+    Envelope(SenderKey),
+    /// As the scheduler had it: the hash of the address, and the hash of the name of the egress pool that was chosen.
+    Chosen {
+        /// See [`SenderKey::address`].
+        address: u32,
+        /// 0 for the pool of everything else.
+        pool: u32,
+    },
+}
+
 /// A message that is not finished, as the scheduler has it; for checkpoints.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveMessage<'a> {
@@ -281,6 +296,8 @@ pub struct LiveMessage<'a> {
     pub priority: i8,
     /// The sender was told of the delay.
     pub delay_dsn_sent: bool,
+    /// Whose it is.
+    pub origin: SenderOrigin,
     /// Routing domain and state of each recipient, in envelope order; not empty.
     pub recipients: &'a [(Arc<str>, RecipientState)],
 }
@@ -302,6 +319,8 @@ pub struct Survivor {
     pub priority: i8,
     /// The sender was told of the delay.
     pub delay_dsn_sent: bool,
+    /// Whose it is.
+    pub origin: SenderOrigin,
     /// Routing domain and state of each recipient, in envelope order.
     pub recipients: SmallVec<[(Arc<str>, RecipientState); 1]>,
 }
@@ -316,6 +335,7 @@ impl<'a> From<&'a Survivor> for LiveMessage<'a> {
             null_reverse_path: survivor.null_reverse_path,
             priority: survivor.priority,
             delay_dsn_sent: survivor.delay_dsn_sent,
+            origin: survivor.origin,
             recipients: &survivor.recipients,
         }
     }

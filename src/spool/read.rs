@@ -95,13 +95,13 @@ impl SpoolReader {
         self.pool.run(move || reader.message(location)).await.map_err(|_| SpoolError::Busy)?
     }
 
-    /// Many at once, in one call of a helper thread; `None` for each that cannot be read now.
-    pub async fn load_many(&self, locations: Vec<Location>) -> Vec<Option<StoredMessage>> {
+    /// The envelopes of many, in one call of a helper thread; `None` for each that cannot be read now.
+    pub async fn load_envelopes(&self, locations: Vec<Location>) -> Vec<Option<(QueueId, Envelope)>> {
         let (reader, count) = (self.clone(), locations.len());
         if count == 0 {
             return Vec::new();
         }
-        let read = move || locations.iter().map(|location| reader.message(*location).ok()).collect();
+        let read = move || locations.iter().map(|location| reader.envelope(*location).ok()).collect();
         self.pool.run(read).await.unwrap_or_else(|_| vec![None; count])
     }
 

@@ -13,7 +13,8 @@ use super::queue_id::{Location, QueueId};
 use super::record::RecordHeader;
 use super::segment::{self, DATA_START, Damage, Found, ScanSummary, SegmentHeader, SegmentVerdict, UnknownVersion};
 use super::table::Origin;
-use super::{LiveMessage, OpenError, RecipientState, Survivor};
+use super::{LiveMessage, OpenError, RecipientState, SenderOrigin, Survivor};
+use crate::bus::SenderKey;
 use crate::smtp::ReversePath;
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -513,6 +514,7 @@ fn survivor(location: Location, record: &RecordHeader, envelope: &Envelope, inte
         null_reverse_path: envelope.reverse_path == ReversePath::Null,
         priority: envelope.priority,
         delay_dsn_sent: false,
+        origin: SenderOrigin::Envelope(SenderKey::of(&envelope.reverse_path)),
         recipients: recipients.map(|recipient| (interner.intern(&recipient.routing_domain()), pending)).collect(),
     }
 }

@@ -17,8 +17,8 @@ use super::recovery::{Problem, recover, settle};
 use super::segment::{DATA_START, SegmentVerdict, judge, read_exact};
 use super::table::{SegmentEntry, SegmentTable, Unsynced, is_settled};
 use super::tests::envelope;
-use super::{Durability, Envelope, LiveMessage, RecipientState, Survivor};
-use crate::bus::Moved;
+use super::{Durability, Envelope, LiveMessage, RecipientState, SenderOrigin, Survivor};
+use crate::bus::{Moved, SenderKey};
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -769,6 +769,7 @@ impl Life {
                     null_reverse_path: false,
                     priority: 0,
                     delay_dsn_sent: false,
+                    origin: SenderOrigin::Envelope(SenderKey::default()),
                     recipients: envelope.recipients.iter().map(|to| (to.routing_domain().into(), pending)).collect(),
                 };
                 self.announcements.borrow_mut().push((survivor, written.record_slots));

@@ -676,6 +676,7 @@ fn a_checkpoint_spares_the_next_start_the_scan() {
                 null_reverse_path: message.null_reverse_path,
                 priority: message.priority,
                 delay_dsn_sent: false,
+                origin: SenderOrigin::Envelope(SenderKey::default()),
                 recipients: &recipients,
             };
             journal.checkpoint_add(&message).await;

@@ -78,6 +78,8 @@ pub enum Event {
         attempts: u16,
         /// Until the next attempt.
         next: Duration,
+        /// What kind of failure that is, by the rules about replies.
+        class: Option<Box<str>>,
         /// Why.
         reply: Reply,
     },
@@ -93,6 +95,8 @@ pub enum Event {
         remote: Option<Arc<Remote>>,
         /// Attempts, this one included.
         attempts: u16,
+        /// As in `Deferred`.
+        class: Option<Box<str>>,
         /// Why.
         reply: Reply,
     },
@@ -306,7 +310,7 @@ impl Event {
                     .field("reply", reply)
                     .end();
             }
-            Event::Deferred { id, recipient, site, remote, attempts, next, reply } => {
+            Event::Deferred { id, recipient, site, remote, attempts, next, class, reply } => {
                 Line::begin(out, unix_ms, "deferred")
                     .field("id", id)
                     .field("to", Bracketed(recipient))
@@ -314,17 +318,21 @@ impl Event {
                     .optional("host", remote.as_deref().map(Host))
                     .field("attempts", attempts)
                     .field("next", format_args!("{}s", next.as_secs()))
+                    .optional("class", class.as_ref())
                     .field("reply", reply)
                     .end();
             }
-            Event::Bounced { id, recipient, site, remote, attempts, reply } => Line::begin(out, unix_ms, "bounced")
-                .field("id", id)
-                .field("to", Bracketed(recipient))
-                .optional("site", site.as_ref())
-                .optional("host", remote.as_deref().map(Host))
-                .field("attempts", attempts)
-                .field("reply", reply)
-                .end(),
+            Event::Bounced { id, recipient, site, remote, attempts, class, reply } => {
+                Line::begin(out, unix_ms, "bounced")
+                    .field("id", id)
+                    .field("to", Bracketed(recipient))
+                    .optional("site", site.as_ref())
+                    .optional("host", remote.as_deref().map(Host))
+                    .field("attempts", attempts)
+                    .optional("class", class.as_ref())
+                    .field("reply", reply)
+                    .end()
+            }
             Event::Expired { id, recipient, site, attempts, age, reply } => Line::begin(out, unix_ms, "expired")
                 .field("id", id)
                 .field("to", Bracketed(recipient))
@@ -647,9 +655,10 @@ mod tests {
                 remote: None,
                 attempts: 1,
                 next: Duration::from_secs(300),
+                class: Some("greylisted".into()),
                 reply: reply(451, "no answer"),
             },
-            "deferred id=0000000G0001 to=<c@d> attempts=1 next=300s reply=\"451 no answer\"",
+            "deferred id=0000000G0001 to=<c@d> attempts=1 next=300s class=greylisted reply=\"451 no answer\"",
         );
     }
 

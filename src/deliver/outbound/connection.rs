@@ -208,7 +208,7 @@ impl Connection {
             verified: None,
             target: target.address(),
             timed_progress: 0,
-            transactions_left: surroundings.limits.messages_per_connection.max(1),
+            transactions_left: endpoint.messages_max.max(1) as usize,
             scratch: Vec::new(),
             received: vec![0; READ_BYTES].into_boxed_slice(),
         };
@@ -426,7 +426,10 @@ async fn connect(endpoint: &Endpoint, target: Target<'_>, surroundings: &Surroun
     let deadline = rt::now() + surroundings.limits.connect_timeout;
     match target {
         Target::Internet(_, address) => {
-            let source = endpoint.source.filter(|source| source.is_ipv4() == address.is_ipv4());
+            let source = endpoint.sources.iter().copied().find(|source| source.is_ipv4() == address.is_ipv4());
+            if source.is_none() && endpoint.source_is_strict {
+                return Err(format!("{address}: what this leaves by has no address of that family"));
+            }
             let connected = TcpStream::connect(address, source, deadline).await;
             let mut dead_hosts = surroundings.dead_hosts.borrow_mut();
             match &connected {

@@ -203,7 +203,10 @@ fn limits() -> Delivery {
         data_end_timeout: Duration::from_secs(30),
         idle_timeout: Duration::from_secs(60),
         chunking: true,
+        messages_per_second: None,
         source_addresses: Vec::new(),
+        egress_pool: None,
+        shipped_reply_rules: true,
     }
 }
 
@@ -306,7 +309,9 @@ fn endpoint(addresses: &[SocketAddr]) -> Endpoint {
         hosts: addresses.iter().copied().map(host).collect(),
         protocol: Protocol::Smtp,
         helo: "me".into(),
-        source: None,
+        sources: Default::default(),
+        source_is_strict: false,
+        messages_max: 1000,
         tls: TlsPolicy::None,
         credentials: None,
     }
@@ -355,8 +360,8 @@ fn messages_share_a_connection_until_the_lane_is_closed() {
 fn the_message_limit_ends_the_lane_and_jobs_that_cross_it_come_back() {
     test(|| async {
         let peer = Peer::default().start();
-        let mut desk = Desk::new(Delivery { messages_per_connection: 2, ..limits() }, BODY);
-        desk.send(1, 1, Some(endpoint(&[peer.address])));
+        let mut desk = Desk::new(limits(), BODY);
+        desk.send(1, 1, Some(Endpoint { messages_max: 2, ..endpoint(&[peer.address]) }));
         desk.send(1, 2, None);
         desk.send(1, 3, None);
         assert_eq!(desk.hear().await, "1 delivered 250 2.0.0 stored Open");

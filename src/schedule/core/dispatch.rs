@@ -4,10 +4,15 @@
 //! while it may have something to start; every event that could change that puts it back.
 
 use super::routing::Common;
-use super::{Action, Lane, LaneUse, PartState, Scheduler, WATCH_MS};
+use super::{Action, Lane, LaneUse, Part, PartState, Recipients, Scheduler, WATCH_MS};
 use crate::bus::{Deferral, DeferralScope, Endpoint, Job, JobDone, LaneId, LaneState, Outcome};
-use crate::schedule::site::{CLASSES, Health, SiteKey};
+use crate::schedule::fair::bucket;
+#[cfg(test)]
+use crate::schedule::path::Path;
+use crate::schedule::path::take_turn;
+use crate::schedule::site::CLASSES;
 use crate::smtp::{EnhancedCode, Reply};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Parts of one site looked at in one turn at most, when their routes turn out to have changed.
@@ -28,21 +33,22 @@ impl Scheduler {
         }
         self.set_site(part, site);
         self.parts[part].state = PartState::Ready;
-        let class = self.class(part);
+        let (class, bucket) = (self.class(part), self.bucket(part));
         let queue = &mut self.sites[site as usize];
         match first {
-            true => queue.push_ready_first(&mut self.parts, part, class),
-            false => queue.push_ready(&mut self.parts, part, class),
+            true => queue.push_ready_first(&mut self.parts, part, class, bucket),
+            false => queue.push_ready(&mut self.parts, part, class, bucket),
         }
-        if queue.may_start(now) {
-            self.wake_site(site);
+        match queue.may_start(now) {
+            true => self.wake_site(site),
+            false => self.arm_site(now, site),
         }
     }
 
     /// A ready part of the same message at the same site, tried as often, with room for this one's recipients.
     fn companion(&self, part: u32, site: u32) -> Option<u32> {
         let this = &self.parts[part];
-        let room = self.settings.recipients_max.saturating_sub(this.recipients.all().len());
+        let room = self.sites[site as usize].limits.recipients_max.saturating_sub(this.recipients.all().len());
         let mut other = self.messages[this.message].parts;
         // The newest few: parts that come together were made together.
         for _ in 0..COMPANIONS_LOOKED_AT {
@@ -68,11 +74,16 @@ impl Scheduler {
         class
     }
 
+    /// Whose turn a part waits for.
+    fn bucket(&self, part: u32) -> u16 {
+        bucket(self.messages[self.parts[part].message].sender, self.hash_seed)
+    }
+
     /// Takes a ready part out of its site's queue and makes it loose.
     pub(super) fn unready_part(&mut self, part: u32) {
-        let class = self.class(part);
+        let (class, bucket) = (self.class(part), self.bucket(part));
         let site = self.parts[part].site;
-        self.sites[site as usize].remove_ready(&mut self.parts, part, class);
+        self.sites[site as usize].remove_ready(&mut self.parts, part, class, bucket);
         self.parts[part].state = PartState::Loose;
     }
 
@@ -104,15 +115,23 @@ impl Scheduler {
     fn start_one(&mut self, now: u64, key: u32) -> bool {
         for _ in 0..REROUTED_PER_TURN {
             let Some(site) = self.sites.get(key as usize) else { return false };
-            if site.ready_len() == 0 || !site.may_start(now) {
+            if site.ready_len() == 0 {
                 return false;
             }
-            let Some(choice) = self.choose_lane(now, key) else { return false };
+            if !site.may_start(now) {
+                self.arm_site(now, key);
+                return false;
+            }
+            let Some(choice) = self.choose_lane(now, key) else {
+                self.arm_site(now, key);
+                return false;
+            };
             let site = &mut self.sites[key as usize];
             let part = site.pop_ready(&mut self.parts).expect("something is ready");
             self.parts[part].state = PartState::Loose;
             match self.common_site(now, part) {
                 Common::Site(site) if site == key => {
+                    self.trim_part(part, key);
                     self.start(now, part, choice);
                     return true;
                 }
@@ -122,59 +141,94 @@ impl Scheduler {
         true
     }
 
-    /// An open idle lane (the one used last is the least likely to be closed by now), or a place for a new one.
+    /// A path whose turn it is, and on it an open idle lane (the one used last is the least likely to be closed by now),
+    /// or a place for a new one.
     fn choose_lane(&mut self, now: u64, key: u32) -> Option<Choice> {
-        let site = &self.sites[key as usize];
-        if let Some(lane) = site.idle.last() {
+        let site = &mut self.sites[key as usize];
+        let has_room = site.is_mailbox() || self.lanes.len() < self.settings.lanes_max;
+        let usable = |index: &usize| {
+            let path = &site.paths[*index];
+            path.may_start(now) && (!path.idle.is_empty() || (has_room && path.may_open()))
+        };
+        let usable: SmallVec<[usize; 8]> = (0..site.paths.len()).filter(usable).collect();
+        let Some(path) = take_turn(&mut site.paths, &usable) else {
+            let wants_room = site.paths.iter().any(|path| path.may_start(now) && path.may_open());
+            if !has_room && wants_room {
+                self.make_room(now, key);
+            }
+            return None;
+        };
+        if let Some(lane) = site.paths[path].idle.last() {
             return Some(Choice::Idle(*lane));
         }
-        if !site.may_open() {
-            return None;
-        }
-        if site.key == SiteKey::Mailbox {
-            return Some(Choice::New { shard: None });
-        }
-        if self.lanes.len() >= self.settings.lanes_max && !self.make_room(now, key) {
-            return None;
+        if site.is_mailbox() {
+            return Some(Choice::New { path, shard: None });
         }
         let shard = (0..self.shard_lanes.len()).min_by_key(|shard| self.shard_lanes[*shard])?;
-        Some(Choice::New { shard: Some(shard) })
+        Some(Choice::New { path, shard: Some(shard) })
     }
 
-    /// All lanes are taken: asks an idle one of another site to close; the site waits for its end. Gives false.
-    fn make_room(&mut self, now: u64, key: u32) -> bool {
+    /// All lanes are taken: asks an idle one of another site to close; the site waits for its end.
+    fn make_room(&mut self, now: u64, key: u32) {
         let site = &mut self.sites[key as usize];
         if !std::mem::replace(&mut site.starved, true) {
             self.starved.push_back(key);
         }
-        let idle = self.sites.iter().find_map(|(_, site)| match site.key {
-            SiteKey::Mailbox => None,
-            _ => site.idle.first().copied(),
-        });
+        let others = self.sites.iter().filter(|(_, site)| !site.is_mailbox());
+        let idle = others.flat_map(|(_, site)| &site.paths).find_map(|path| path.idle.first().copied());
         if let Some(lane) = idle {
             self.close_lane(now, lane);
         }
-        false
+    }
+
+    /// A site looks again when the first path that waits for nothing but time may start something.
+    pub(super) fn arm_site(&mut self, now: u64, key: u32) {
+        let site = &mut self.sites[key as usize];
+        let Some(until_ms) = site.next_time(now) else { return };
+        if site.timer_ms <= now || site.timer_ms > until_ms {
+            site.timer_ms = until_ms;
+            self.site_timers.push(std::cmp::Reverse((until_ms, key)));
+        }
+    }
+
+    /// What does not fit into one transaction of the site becomes a part of its own, which is next.
+    fn trim_part(&mut self, part: u32, site: u32) {
+        let recipients_max = self.sites[site as usize].limits.recipients_max;
+        let all = self.parts[part].recipients.all();
+        if all.len() <= recipients_max {
+            return;
+        }
+        let (now, later) = all.split_at(recipients_max);
+        let (now, later) = (Recipients::from_slice(now), Recipients::from_slice(later));
+        let Part { message, attempts, .. } = self.parts[part];
+        self.parts[part].recipients = now;
+        let rest = self.new_part(message, later, attempts);
+        self.parts[rest].reply = self.replies.share(&self.parts[part].reply);
+        self.set_site(rest, site);
+        self.parts[rest].state = PartState::Ready;
+        let (class, bucket) = (self.class(rest), self.bucket(rest));
+        self.sites[site as usize].push_ready_first(&mut self.parts, rest, class, bucket);
     }
 
     fn start(&mut self, now: u64, part: u32, choice: Choice) {
         let site_key = self.parts[part].site;
         let (lane, first) = match choice {
-            Choice::Idle(lane) => {
-                self.sites[site_key as usize].idle.pop();
-                (lane, false)
-            }
-            Choice::New { shard } => (self.open_lane(site_key, shard), true),
+            Choice::Idle(lane) => (lane, false),
+            Choice::New { path, shard } => (self.open_lane(site_key, path, shard), true),
         };
-        let site = &mut self.sites[site_key as usize];
-        site.started(lane);
+        let path_index = self.lanes[&lane].path;
+        let path = &mut self.sites[site_key as usize].paths[path_index];
+        if !first {
+            path.idle.pop();
+        }
+        path.started(now, lane);
         let state = LaneUse::Busy { part, since_ms: now, first, closed: false };
         let lane_entry = self.lanes.get_mut(&lane).expect("the lane was chosen or made just now");
         lane_entry.state = state;
         lane_entry.jobs = lane_entry.jobs.wrapping_add(1);
         let shard = lane_entry.shard;
         self.running += 1;
-        let open = (first && shard.is_some()).then(|| self.endpoint(site_key));
+        let open = (first && shard.is_some()).then(|| self.endpoint(site_key, path_index));
         let queued = &mut self.parts[part];
         queued.state = PartState::Running;
         let message = &self.messages[queued.message];
@@ -192,42 +246,44 @@ impl Scheduler {
         });
     }
 
-    fn open_lane(&mut self, site: u32, shard: Option<usize>) -> LaneId {
+    fn open_lane(&mut self, site: u32, path: usize, shard: Option<usize>) -> LaneId {
         let lane = LaneId(self.lane_next);
         self.lane_next += 1;
-        self.sites[site as usize].open += 1;
+        self.sites[site as usize].paths[path].open += 1;
         if let Some(shard) = shard {
             self.shard_lanes[shard] += 1;
         }
-        self.lanes.insert(lane, Lane { site, shard, jobs: 0, state: LaneUse::Idle });
+        self.lanes.insert(lane, Lane { site, path, shard, jobs: 0, state: LaneUse::Idle });
         lane
     }
 
-    fn endpoint(&mut self, key: u32) -> Arc<Endpoint> {
-        let sources = &self.settings.source_addresses;
-        let site = &mut self.sites[key as usize];
-        site.sources_used = site.sources_used.wrapping_add(1);
-        let source = (!sources.is_empty()).then(|| sources[site.sources_used % sources.len()]);
+    fn endpoint(&self, key: u32, path: usize) -> Arc<Endpoint> {
+        let site = &self.sites[key as usize];
+        let egress = &self.settings.pools.get(site.key.pool).members[path];
         Arc::new(Endpoint {
             site: site.name.clone(),
             hosts: site.hosts.to_vec(),
             protocol: site.policy.protocol,
-            helo: self.settings.helo.clone(),
-            source,
+            helo: egress.helo.clone(),
+            sources: egress.addresses.clone(),
+            source_is_strict: egress.is_strict,
+            messages_max: site.limits.messages_per_connection,
             tls: site.policy.tls,
             credentials: site.policy.credentials.clone(),
         })
     }
 
-    /// A lane without a job: kept, unless others wait for a lane more than this site does, or we stop.
+    /// A lane without a job: kept, unless others wait for a lane more than this site does, it has had its messages, or we
+    /// stop.
     pub(super) fn lane_free(&mut self, now: u64, lane: LaneId) {
-        let key = self.lanes[&lane].site;
-        let site = &mut self.sites[key as usize];
-        site.idle.push(lane);
-        let long = self.lanes[&lane].jobs.is_multiple_of(JOBS_WHILE_OTHERS_STARVE);
-        let greedy = !self.starved.is_empty() && (site.ready_len() == 0 || site.open > 1 || long);
-        let excess = site.open > site.window.limit();
-        if self.stopping || ((greedy || excess) && site.key != SiteKey::Mailbox) {
+        let Lane { site, path, jobs, .. } = self.lanes[&lane];
+        let site = &mut self.sites[site as usize];
+        site.paths[path].idle.push(lane);
+        let long = jobs.is_multiple_of(JOBS_WHILE_OTHERS_STARVE);
+        let greedy = !self.starved.is_empty() && (site.ready_len() == 0 || site.open() > 1 || long);
+        let excess = site.paths[path].open > site.paths[path].window.limit() || site.paths[path].is_shut;
+        let used_up = jobs >= site.limits.messages_per_connection;
+        if self.stopping || ((greedy || excess || used_up) && !site.is_mailbox()) {
             self.close_lane(now, lane);
         }
     }
@@ -235,7 +291,7 @@ impl Scheduler {
     /// Asks a lane that is idle to close. It counts until the shard says that it is gone.
     pub(super) fn close_lane(&mut self, now: u64, lane: LaneId) {
         let entry = self.lanes.get_mut(&lane).expect("an idle lane exists");
-        self.sites[entry.site as usize].idle.retain(|other| *other != lane);
+        self.sites[entry.site as usize].paths[entry.path].idle.retain(|other| *other != lane);
         entry.state = LaneUse::Closing { since_ms: now };
         match entry.shard {
             Some(shard) => self.actions.push_back(Action::CloseLane { shard, lane }),
@@ -249,9 +305,9 @@ impl Scheduler {
         if let Some(shard) = entry.shard {
             self.shard_lanes[shard] -= 1;
         }
-        let site = &mut self.sites[entry.site as usize];
-        site.open -= 1;
-        site.idle.retain(|other| *other != lane);
+        let path = &mut self.sites[entry.site as usize].paths[entry.path];
+        path.open -= 1;
+        path.idle.retain(|other| *other != lane);
         self.wake_site(entry.site);
         self.forget_site(entry.site);
         self.wake_starved();
@@ -328,19 +384,28 @@ impl Scheduler {
     #[cfg(test)]
     pub(super) fn neglected_site(&self, now: u64) -> Option<String> {
         let neglected = self.sites.iter().find(|(_, site)| {
-            let lane = !site.idle.is_empty() || (site.may_open() && self.lanes.len() < self.settings.lanes_max);
-            site.ready_len() > 0 && site.may_start(now) && lane
+            let has_room = self.lanes.len() < self.settings.lanes_max;
+            let path = |path: &Path| path.may_start(now) && (!path.idle.is_empty() || (path.may_open() && has_room));
+            site.ready_len() > 0 && !site.suspended && site.paths.iter().any(path)
         });
-        neglected.map(|(_, site)| format!("{}: {} ready, {:?}", site.name, site.ready_len(), site.health))
+        // What waits for time only has a timer.
+        let forgotten = self.sites.iter().find(|(_, site)| {
+            site.ready_len() > 0 && site.next_time(now).is_some_and(|until| site.timer_ms == 0 || site.timer_ms > until)
+        });
+        neglected.or(forgotten).map(|(_, site)| {
+            let path = |path: &Path| (path.health, path.busy, path.open, path.window.limit(), path.rate);
+            let paths: Vec<_> = site.paths.iter().map(path).collect();
+            format!("{}: {} ready, {paths:?}", site.name, site.ready_len())
+        })
     }
 
-    /// Schedules a look at a site for the end of its pause.
-    pub(super) fn pause_site(&mut self, site: u32, until_ms: u64) {
-        self.site_timers.push(std::cmp::Reverse((until_ms, site)));
-        let paused = &self.sites[site as usize];
-        debug_assert!(matches!(paused.health, Health::Paused { .. }));
-        let reply = paused.last_failure.clone();
-        self.actions.push_back(Action::SitePaused { site: paused.name.clone(), until_ms, reply });
+    /// A path of a site is paused.
+    pub(super) fn pause_site(&mut self, now: u64, key: u32, path: usize, until_ms: u64) {
+        let site = &self.sites[key as usize];
+        let egress = (site.paths.len() > 1).then(|| self.egress[usize::from(site.key.pool)][path].name.clone());
+        let reply = site.paths[path].last_failure.clone();
+        self.actions.push_back(Action::SitePaused { site: site.name.clone(), egress, until_ms, reply });
+        self.arm_site(now, key);
     }
 }
 
@@ -350,6 +415,6 @@ const COMPANIONS_LOOKED_AT: usize = 8;
 enum Choice {
     /// Over this lane.
     Idle(LaneId),
-    /// Over a new one; `None` is the mailboxes.
-    New { shard: Option<usize> },
+    /// Over a new one by this path; `None` is the mailboxes.
+    New { path: usize, shard: Option<usize> },
 }

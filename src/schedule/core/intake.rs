@@ -2,10 +2,12 @@
 
 use super::{DOMAIN_IDLE_MS, DelayDsn, Domain, Domains, Message, PartState, Recipients, Scheduler};
 use crate::bus::{AcceptedMessage, RecipientIndex};
+use crate::schedule::egress::PoolIndex;
 use crate::schedule::pool::{Links, NONE};
 use crate::schedule::random::mix;
+use crate::schedule::router::NextHop;
 use crate::schedule::wheel::NOT_SET;
-use crate::spool::{Location, QueueId};
+use crate::spool::{Location, QueueId, SenderOrigin};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -26,6 +28,8 @@ pub struct Incoming {
     pub priority: i8,
     /// The sender has been told of the delay.
     pub delay_dsn_sent: bool,
+    /// Whose it is.
+    pub origin: SenderOrigin,
     /// All recipients of the envelope in its order; final ones have no entry in `pending`.
     pub recipients: SmallVec<[IncomingRecipient; 1]>,
 }
@@ -64,6 +68,7 @@ impl From<AcceptedMessage> for Incoming {
             null_reverse_path: message.null_reverse_path,
             priority: message.priority,
             delay_dsn_sent: false,
+            origin: SenderOrigin::Envelope(message.sender),
             recipients: message.recipient_domains.into_iter().map(new).collect(),
         }
     }
@@ -96,8 +101,9 @@ impl Scheduler {
             return;
         }
         assert!(incoming.recipients.len() <= RecipientIndex::MAX as usize, "an envelope has at most 65,535 recipients");
+        let (sender, pool) = self.pool_of(incoming.origin);
         let domains: SmallVec<[u32; 1]> =
-            incoming.recipients.iter().map(|recipient| self.intern_domain(&recipient.domain)).collect();
+            incoming.recipients.iter().map(|recipient| self.intern_domain(&recipient.domain, pool)).collect();
         let live = incoming.recipients.iter().filter(|recipient| recipient.pending.is_some()).count();
         let message = self.messages.insert(Message {
             queue_id: incoming.queue_id,
@@ -110,7 +116,8 @@ impl Scheduler {
             links: Links::default(),
             tick: 0,
             slot: NOT_SET,
-            size: incoming.size,
+            size: u32::try_from(incoming.size).unwrap_or(u32::MAX),
+            sender,
             live: live as u16,
             parts: NONE,
             priority: incoming.priority,
@@ -151,7 +158,7 @@ impl Scheduler {
             }
         }
         pending.sort_unstable();
-        let recipients_max = self.settings.recipients_max;
+        let recipients_max = self.recipients_max;
         let mut parts = SmallVec::new();
         for group in pending.chunk_by(|a, b| a.0 == b.0) {
             let IncomingState { attempts, next_ms } = group[0].0.1;
@@ -198,18 +205,32 @@ impl Scheduler {
         for domain in message.domains.all() {
             self.release_domain(now, *domain);
         }
-        let Message { queue_id, location, size, .. } = message;
+        let Message { queue_id, location, .. } = message;
+        let size = u64::from(message.size);
         self.actions.push_back(super::Action::Record(super::Record::Done { queue_id, location, size }));
     }
 
-    fn intern_domain(&mut self, name: &Arc<str>) -> u32 {
-        if let Some(key) = self.domain_index.get(name) {
+    /// Hash of the sender's address, and the pool that its mail leaves by where no route says otherwise.
+    pub(super) fn pool_of(&self, origin: SenderOrigin) -> (u32, PoolIndex) {
+        match origin {
+            SenderOrigin::Envelope(sender) => (sender.address, self.settings.pools.of_sender(sender.domain)),
+            SenderOrigin::Chosen { address, pool } => (address, self.settings.pools.by_hash(pool)),
+        }
+    }
+
+    fn intern_domain(&mut self, name: &Arc<str>, pool: PoolIndex) -> u32 {
+        let pool = match self.router.next_hop(name) {
+            NextHop::Mailbox => 0,
+            NextHop::Fixed(index) => self.router.pool_of(index, &self.settings.pools).unwrap_or(pool),
+            NextHop::Mx => pool,
+        };
+        if let Some(key) = self.domain_index[usize::from(pool)].get(name) {
             self.domains[*key as usize].recipients += 1;
             return *key;
         }
-        let hop = self.hop_for(name);
-        let key = self.domains.insert(Domain { name: name.clone(), hop, recipients: 1 }) as u32;
-        self.domain_index.insert(name.clone(), key);
+        let hop = self.hop_for(name, pool);
+        let key = self.domains.insert(Domain { name: name.clone(), pool, hop, recipients: 1 }) as u32;
+        self.domain_index[usize::from(pool)].insert(name.clone(), key);
         key
     }
 
@@ -235,7 +256,7 @@ impl Scheduler {
                 continue;
             }
             let domain = self.domains.remove(key as usize);
-            self.domain_index.remove(&domain.name);
+            self.domain_index[usize::from(domain.pool)].remove(&domain.name);
             self.hops[domain.hop as usize].domains -= 1;
             self.forget_hop(domain.hop);
         }

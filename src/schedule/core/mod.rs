@@ -25,6 +25,7 @@
 //! `explain` (what operators and the checkpoint read).
 
 mod dispatch;
+mod egress;
 mod explain;
 mod intake;
 mod orders;
@@ -37,10 +38,12 @@ mod simulation;
 mod tests;
 mod view;
 
+use super::egress::PoolIndex;
 use super::pool::{Linked, Links, List, Pool};
 use super::random::Random;
 use super::replies::{Replies, ReplyId};
 use super::router::{LookupTarget, Router};
+use super::rules::RuleMemo;
 use super::settings::Settings;
 use super::site::{Site, SiteKey};
 use super::wheel::{Step, Timed, Wheel};
@@ -95,10 +98,19 @@ pub enum Action {
     SitePaused {
         /// Its name.
         site: Arc<str>,
+        /// The way that is paused, where there are several.
+        egress: Option<Arc<str>>,
         /// Until when, before the probe.
         until_ms: u64,
         /// What failed last.
         reply: Option<Reply>,
+    },
+    /// An egress failed at several sites that others reach, for the log.
+    EgressSuspended {
+        /// Its name.
+        egress: Arc<str>,
+        /// Until when, before probes.
+        until_ms: u64,
     },
 }
 
@@ -307,14 +319,20 @@ pub struct Scheduler {
     message_wheel: Wheel,
     replies: Replies,
     domains: Slab<Domain>,
-    domain_index: HashMap<Arc<str>, u32>,
+    /// Domains by pool and name.
+    domain_index: Vec<HashMap<Arc<str>, u32>>,
     /// Domains that lost their last recipient, and when; looked at again after [`DOMAIN_IDLE_MS`].
     idle_domains: VecDeque<(u32, u64)>,
     hops: Slab<Hop>,
-    fixed_hops: Vec<Option<u32>>,
+    fixed_hops: HashMap<(usize, PoolIndex), u32>,
     mailbox_hop: Option<u32>,
     sites: Slab<Site>,
     site_index: HashMap<SiteKey, u32>,
+    /// State of each member of each pool.
+    egress: Vec<Vec<egress::EgressState>>,
+    rules: RuleMemo,
+    /// The most recipients of any transaction.
+    recipients_max: usize,
     /// Ends of pauses. An entry may be stale: it only makes the site look whether it can start something.
     site_timers: BinaryHeap<Reverse<(u64, u32)>>,
     /// Sites that may have something to start, each at most once.
@@ -365,8 +383,10 @@ struct Message {
     links: Links,
     tick: u32,
     slot: u16,
-    /// Octets, as announced.
-    size: u64,
+    /// Octets, as announced; one of 4 GiB counts as one less.
+    size: u32,
+    /// Hash of the sender's address.
+    sender: u32,
     /// Recipients that are not final; 0 ends the message.
     live: u16,
     /// Head of the list of its parts, linked by `Part::sibling`.
@@ -492,6 +512,7 @@ impl Timed for Part {
 /// The domain of recipients.
 struct Domain {
     name: Arc<str>,
+    pool: PoolIndex,
     hop: u32,
     /// Recipients that name it.
     recipients: usize,
@@ -502,6 +523,10 @@ struct Hop {
     /// `None` is the mailboxes, which need no lookup.
     target: Option<LookupTarget>,
     key: HopKey,
+    /// What its mail leaves by.
+    pool: PoolIndex,
+    /// The pattern of `[[site]]` that its domain matches.
+    pattern: Option<Arc<str>>,
     /// Domains that go here.
     domains: usize,
     route: RouteState,
@@ -544,6 +569,8 @@ struct Token {
 /// One connection (or place at the mailboxes).
 struct Lane {
     site: u32,
+    /// Index of the site's path.
+    path: usize,
     /// `None` for the mailboxes.
     shard: Option<usize>,
     jobs: u32,
@@ -570,7 +597,10 @@ impl Scheduler {
     pub fn new(settings: Settings, router: Router, seed: u64, now: u64) -> Scheduler {
         let mut random = Random::new(seed);
         let hash_seed = random.bits();
-        let fixed_hops = vec![None; router.routes().len()];
+        let domain_index = settings.pools.all().iter().map(|_| HashMap::new()).collect();
+        let egress = egress::states(&settings.pools);
+        let rules = RuleMemo::new(settings.rules.clone());
+        let recipients_max = settings.limits.recipients_max();
         let shard_lanes = vec![0; settings.shards];
         Scheduler {
             settings,
@@ -585,13 +615,16 @@ impl Scheduler {
             message_wheel: Wheel::default(),
             replies: Replies::default(),
             domains: Slab::new(),
-            domain_index: HashMap::new(),
+            domain_index,
             idle_domains: VecDeque::new(),
             hops: Slab::new(),
-            fixed_hops,
+            fixed_hops: HashMap::new(),
             mailbox_hop: None,
             sites: Slab::new(),
             site_index: HashMap::new(),
+            egress,
+            rules,
+            recipients_max,
             site_timers: BinaryHeap::new(),
             ring: VecDeque::new(),
             starved: VecDeque::new(),
@@ -612,6 +645,20 @@ impl Scheduler {
             held: 0,
             stopping: false,
             totals: Totals::default(),
+        }
+    }
+
+    /// Takes over other retry times, limits and reply rules; pools and shards stay as they are.
+    pub fn reconfigure(&mut self, settings: Settings) {
+        self.rules = RuleMemo::new(settings.rules.clone());
+        self.recipients_max = settings.limits.recipients_max();
+        let (pools, shards) = (self.settings.pools.clone(), self.settings.shards);
+        self.settings = Settings { pools, shards, ..settings };
+        let keys: Vec<u32> = self.sites.iter().map(|(key, _)| key as u32).collect();
+        for key in keys {
+            let limits = self.limits_of(&self.sites[key as usize].key, &self.sites[key as usize].hosts);
+            self.sites[key as usize].set_limits(limits);
+            self.wake_site(key);
         }
     }
 
@@ -670,7 +717,7 @@ impl Scheduler {
         let wheels = wheels.into_iter().flatten().map(|tick| self.ms_of(tick));
         let site = self.site_timers.peek().map(|Reverse((ms, _))| *ms);
         let watch = (!self.lanes.is_empty()).then_some(self.watch_ms);
-        wheels.chain(site).chain(watch).min()
+        wheels.chain(site).chain(watch).chain(self.egress_due_ms()).min()
     }
 
     /// Does what is due, a bounded amount of it: more may be due afterwards.
@@ -699,8 +746,12 @@ impl Scheduler {
                 break;
             }
             self.site_timers.pop();
+            if let Some(site) = self.sites.get_mut(site as usize).filter(|site| site.timer_ms <= ms) {
+                site.timer_ms = 0;
+            }
             self.wake_site(site);
         }
+        self.readmit_egress(now);
         self.flush_some(now);
         self.forget_idle_domains(now);
     }
@@ -740,7 +791,7 @@ impl Scheduler {
     pub fn stop(&mut self, now: u64) {
         self.stopping = true;
         let mut idle: Vec<LaneId> =
-            self.sites.iter_mut().flat_map(|(_, site)| std::mem::take(&mut site.idle)).collect();
+            self.sites.iter().flat_map(|(_, site)| &site.paths).flat_map(|path| path.idle.iter().copied()).collect();
         idle.sort_unstable();
         for lane in idle {
             self.close_lane(now, lane);

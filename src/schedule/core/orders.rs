@@ -9,6 +9,7 @@ use super::outcome::{Context, Sorted};
 use super::{Action, Fate, Message, Part, PartState, RecipientRecord, Recipients, Record, RouteState, Scheduler};
 use crate::bus::RecipientIndex;
 use crate::schedule::pool::NONE;
+use crate::schedule::site::is_named;
 use crate::smtp::Reply;
 use crate::spool::{Location, QueueId};
 use smallvec::SmallVec;
@@ -383,19 +384,28 @@ impl Scheduler {
         })
     }
 
-    /// Suspends a site by name, or lets it go on; gives whether that is news. What runs there ends, nothing new starts.
-    pub fn suspend(&mut self, name: &str, suspended: bool) -> bool {
+    /// Suspends a site (or `egress:NAME`) by name, or lets it go on; gives whether that is news. What runs there ends,
+    /// nothing new starts.
+    pub fn suspend(&mut self, now: u64, name: &str, suspended: bool) -> bool {
         let news = match suspended {
             true => self.suspended.insert(name.into()),
             false => self.suspended.remove(name),
         };
+        if self.egress_ordered(now, name) {
+            return news;
+        }
         let named: Vec<u32> =
             self.sites.iter().filter(|(_, site)| site.is_named(name)).map(|(key, _)| key as u32).collect();
         for key in named {
-            self.sites[key as usize].suspended = suspended;
+            self.sites[key as usize].suspended = self.is_suspended(&self.sites[key as usize].name);
             self.wake_site(key);
         }
         news
+    }
+
+    /// Whether an operator has suspended the site of this name.
+    pub(super) fn is_suspended(&self, name: &str) -> bool {
+        self.suspended.iter().any(|suspended| is_named(name, suspended))
     }
 
     /// Names of the suspended sites.

@@ -6,12 +6,15 @@ use super::{
     Scheduler,
 };
 use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote, SuccessReport};
+use crate::config::ReplyEffect;
 use crate::dns::route::RouteFailure;
+use crate::schedule::path::{Health, PauseRange};
 use crate::schedule::pool::NONE;
-use crate::schedule::site::{Health, PauseRange};
+use crate::schedule::rules::with_class;
 use crate::smtp::{EnhancedCode, Reply};
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Who said something about recipients, and at which try.
 #[derive(Clone, Default)]
@@ -23,6 +26,17 @@ pub(super) struct Context {
     pub(super) success: Option<SuccessReport>,
 }
 
+/// What the rules about replies say of a job.
+#[derive(Default)]
+struct Advice {
+    /// The reply that asks for less.
+    throttle: Option<Reply>,
+    /// The reply that asks for a pause of so many milliseconds.
+    pause: Option<(Reply, u64)>,
+    /// When deferred recipients are tried again, where that is not the usual time.
+    delay_ms: Option<u64>,
+}
+
 /// The outcomes of one job, sorted.
 #[derive(Default)]
 pub(super) struct Sorted {
@@ -32,6 +46,8 @@ pub(super) struct Sorted {
     pub(super) not_tried: Vec<RecipientIndex>,
     /// What the site itself was blamed for.
     site_reply: Option<Reply>,
+    /// What rules say follows.
+    advice: Advice,
 }
 
 impl Scheduler {
@@ -56,11 +72,12 @@ impl Scheduler {
             return;
         };
         lane.state = LaneUse::Idle;
-        let site = lane.site;
+        let (site, path) = (lane.site, lane.path);
         self.running -= 1;
         let mut sorted = self.sort_outcomes(part, &done);
-        let pause_ends = self.judge_site(now, site, &done, &sorted, first);
-        self.sites[site as usize].busy -= 1;
+        self.ask_rules(&done, &mut sorted);
+        self.sites[site as usize].paths[path].busy -= 1;
+        let pause_ends = self.judge_site(now, (site, path), &done, &sorted, first);
         let context = Context {
             site: Some(self.sites[site as usize].name.clone()),
             remote: done.remote.clone(),
@@ -68,7 +85,7 @@ impl Scheduler {
             success: done.success,
         };
         if let Some(until_ms) = pause_ends {
-            self.pause_site(site, until_ms);
+            self.pause_site(now, site, path, until_ms);
         }
         self.parts[part].state = PartState::Loose;
         self.settle_orders(now, part, &mut sorted, &context);
@@ -102,34 +119,84 @@ impl Scheduler {
         sorted
     }
 
-    /// Tells the site how its transaction ended, while that still counts as busy. Gives the end of the pause, where one
-    /// begins.
-    fn judge_site(&mut self, now: u64, key: u32, done: &JobDone, sorted: &Sorted, first: bool) -> Option<u64> {
+    /// Looks up what each failure means beyond its code: recipients change sides where a rule says so.
+    fn ask_rules(&mut self, done: &JobDone, sorted: &mut Sorted) {
+        let host = done.remote.as_ref().map(|remote| &remote.host);
+        let (mut bounced, mut deferred) = (Vec::new(), Vec::new());
+        for (index, reply) in std::mem::take(&mut sorted.bounced) {
+            match self.effect_of(host, &reply) {
+                ReplyEffect::Defer(time) => {
+                    sorted.advice.delay(time);
+                    deferred.push((index, with_class(reply, 4)));
+                }
+                effect => {
+                    sorted.advice.take(effect, &reply);
+                    bounced.push((index, reply));
+                }
+            }
+        }
+        for (index, reply) in std::mem::take(&mut sorted.deferred) {
+            match self.effect_of(host, &reply) {
+                ReplyEffect::Bounce => bounced.push((index, with_class(reply, 5))),
+                ReplyEffect::Defer(time) => {
+                    sorted.advice.delay(time);
+                    deferred.push((index, reply));
+                }
+                effect => {
+                    sorted.advice.take(effect, &reply);
+                    deferred.push((index, reply));
+                }
+            }
+        }
+        (sorted.bounced, sorted.deferred) = (bounced, deferred);
+    }
+
+    fn effect_of(&mut self, host: Option<&Arc<str>>, reply: &Reply) -> ReplyEffect {
+        self.rules.find(host, reply).map_or(ReplyEffect::None, |rule| rule.effect)
+    }
+
+    /// Tells a path, by its site and index, how its transaction ended. Gives the end of the pause, where one begins.
+    fn judge_site(
+        &mut self,
+        now: u64,
+        (key, index): (u32, usize),
+        done: &JobDone,
+        sorted: &Sorted,
+        first: bool,
+    ) -> Option<u64> {
         let pause = PauseRange { ms_min: self.settings.pause_ms_min, ms_max: self.settings.pause_ms_max };
         let answered = !sorted.delivered.is_empty() || !sorted.bounced.is_empty() || !sorted.deferred.is_empty();
         let broken = done.lane_state == LaneState::Failed && sorted.delivered.is_empty();
-        let site = &mut self.sites[key as usize];
+        let path = &mut self.sites[key as usize].paths[index];
+        if let Some((reply, pause_ms)) = &sorted.advice.pause {
+            path.last_failure = Some(reply.clone());
+            return path.pause_for(now, self.random.jitter(*pause_ms));
+        }
+        if let Some(reply) = &sorted.advice.throttle {
+            path.last_failure = Some(reply.clone());
+            return path.throttled(now, done.lane, pause, &mut self.random);
+        }
         // A job that crossed the end of an idle lane says nothing; on a new lane it means that none could be opened. As
         // a probe it proves nothing either, and must not leave the site waiting for it.
-        let probing = matches!(site.health, Health::Probing { lane, .. } if lane == done.lane);
+        let probing = matches!(path.health, Health::Probing { lane, .. } if lane == done.lane);
         if !answered && !first && !probing {
             return None;
         }
         if sorted.site_reply.is_some() || broken || !answered {
-            site.last_failure = sorted.site_reply.clone().or(site.last_failure.take());
-            site.busy -= 1;
-            let until = site.failed(now, done.lane, pause, &mut self.random);
-            site.busy += 1;
+            path.last_failure = sorted.site_reply.clone().or(path.last_failure.take());
+            let until = path.failed(now, done.lane, pause, &mut self.random);
+            self.judge_egress(now, key, index, false);
             return until;
         }
-        site.succeeded();
+        path.succeeded();
+        self.judge_egress(now, key, index, true);
         None
     }
 
     /// Gives each recipient of a loose part what its outcome means.
     fn settle(&mut self, now: u64, part: u32, sorted: Sorted, context: &Context) {
         let message = self.parts[part].message;
-        let Sorted { delivered, bounced, deferred, not_tried, .. } = sorted;
+        let Sorted { delivered, bounced, deferred, not_tried, advice, .. } = sorted;
         self.deliver_recipients(now, message, delivered, context);
         let attempts = self.parts[part].attempts;
         let expired = self.messages[message].expired;
@@ -148,7 +215,7 @@ impl Scheduler {
         }
         match expired {
             true => self.fail_recipients(now, message, deferred, true, context),
-            false => self.retry_later(now, message, deferred, &deferred_parts, context),
+            false => self.retry_later(now, message, deferred, &deferred_parts, (advice.delay_ms, context)),
         }
         self.fail_recipients(now, message, aged, true, &Context { attempts, ..Context::default() });
         self.fail_recipients(now, message, bounced, false, context);
@@ -234,13 +301,17 @@ impl Scheduler {
         message: u32,
         deferred: Vec<(RecipientIndex, Reply)>,
         parts: &[u32],
-        context: &Context,
+        (delay_ms, context): (Option<u64>, &Context),
     ) {
         if deferred.is_empty() {
             return;
         }
         let attempts = context.attempts.saturating_add(1);
-        let next_ms = now + self.retry_delay(attempts);
+        let next_ms = now
+            + match delay_ms {
+                Some(delay_ms) => self.random.jitter(delay_ms),
+                None => self.retry_delay(attempts),
+            };
         for part in parts {
             self.defer_part(*part, next_ms);
         }
@@ -317,7 +388,7 @@ impl Scheduler {
                 let old = std::mem::replace(&mut queued.reply, super::ReplyId::NONE);
                 self.replies.release(old);
                 self.parts[part].reply = self.replies.keep(reply);
-                self.retry_later(now, message, deferred, &[part], &context);
+                self.retry_later(now, message, deferred, &[part], (None, &context));
             }
         }
     }
@@ -470,7 +541,7 @@ impl Scheduler {
     /// The last reply about a part; where it was never tried, what its site said last to others.
     pub(super) fn last_reply(&self, part: u32) -> Reply {
         let part = &self.parts[part];
-        let of_site = || self.sites.get(part.site as usize)?.last_failure.clone();
+        let of_site = || self.sites.get(part.site as usize)?.last_failure().cloned();
         self.replies.get(&part.reply).cloned().or_else(of_site).unwrap_or_else(never_tried)
     }
 
@@ -494,6 +565,30 @@ impl Scheduler {
             recipients,
         }));
     }
+}
+
+impl Advice {
+    /// What is asked of the site; the strictest counts.
+    fn take(&mut self, effect: ReplyEffect, reply: &Reply) {
+        match effect {
+            ReplyEffect::Throttle => self.throttle = Some(reply.clone()),
+            ReplyEffect::Pause(time) => {
+                let ms = millis(time);
+                if self.pause.as_ref().is_none_or(|(_, other)| *other < ms) {
+                    self.pause = Some((reply.clone(), ms));
+                }
+            }
+            ReplyEffect::None | ReplyEffect::Defer(_) | ReplyEffect::Bounce => {}
+        }
+    }
+
+    fn delay(&mut self, time: Duration) {
+        self.delay_ms = self.delay_ms.max(Some(millis(time)));
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 1024)
 }
 
 fn no_outcome() -> Reply {

@@ -6,41 +6,53 @@
 use super::{Action, Hop, HopId, HopKey, PartState, Recipients, RouteState, Scheduler};
 use crate::bus::{EndpointHost, RecipientIndex};
 use crate::dns::route::{ResolvedRoute, RouteFailure};
+use crate::schedule::egress::PoolIndex;
+use crate::schedule::limits::Limits;
 use crate::schedule::pool::{List, NONE};
 use crate::schedule::router::{LookupTarget, NextHop, SitePolicy, lookup_of};
-use crate::schedule::site::{Site, SiteKey, Window};
+use crate::schedule::site::{Place, Site, SiteKey};
 use crate::smtp::{EnhancedCode, Reply};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 impl Scheduler {
     /// The hop that a domain goes to; counts the domain.
-    pub(super) fn hop_for(&mut self, domain: &Arc<str>) -> u32 {
+    pub(super) fn hop_for(&mut self, domain: &Arc<str>, pool: PoolIndex) -> u32 {
+        let pattern = self.settings.limits.of_domain(domain);
         let hop = match self.router.next_hop(domain) {
             NextHop::Mailbox => match self.mailbox_hop {
                 Some(hop) => hop,
-                None => *self.mailbox_hop.insert(self.hops.insert(Hop::new(None, HopKey::Mailbox)) as u32),
+                None => *self.mailbox_hop.insert(self.hops.insert(Hop::new(None, HopKey::Mailbox, 0, None)) as u32),
             },
-            NextHop::Fixed(index) => match self.fixed_hops[index] {
-                Some(hop) => hop,
+            // Domains with limits of their own have a hop, and so a site, of their own.
+            NextHop::Fixed(index) => match self.fixed_hops.get(&(index, pool)).filter(|_| pattern.is_none()) {
+                Some(hop) => *hop,
                 None => {
                     let target = lookup_of(&self.router.routes()[index]);
-                    let hop = self.hops.insert(Hop::new(Some(target), HopKey::Fixed(index))) as u32;
-                    *self.fixed_hops[index].insert(hop)
+                    let is_shared = pattern.is_none();
+                    let hop = Hop::new(Some(target), HopKey::Fixed(index), pool, pattern);
+                    let hop = self.hops.insert(hop) as u32;
+                    if is_shared {
+                        self.fixed_hops.insert((index, pool), hop);
+                    }
+                    hop
                 }
             },
             NextHop::Mx => {
-                self.hops.insert(Hop::new(Some(LookupTarget::Domain(domain.clone())), HopKey::Domain)) as u32
+                let target = Some(LookupTarget::Domain(domain.clone()));
+                self.hops.insert(Hop::new(target, HopKey::Domain, pool, pattern)) as u32
             }
         };
         self.hops[hop as usize].domains += 1;
         hop
     }
 
-    /// Removes the hop of a domain that is gone. Fixed hops and an unanswered one stay.
+    /// Removes the hop of a domain that is gone. Hops of fixed routes and of mailboxes, which many share, and an unanswered
+    /// one stay.
     pub(super) fn forget_hop(&mut self, key: u32) {
         let hop = &self.hops[key as usize];
-        if hop.domains > 0 || hop.looking || hop.key != HopKey::Domain {
+        let is_shared = hop.key != HopKey::Domain && hop.pattern.is_none();
+        if hop.domains > 0 || hop.looking || is_shared {
             return;
         }
         assert!(hop.waiting.is_empty(), "a part that waits has a domain that is in use");
@@ -60,7 +72,8 @@ impl Scheduler {
         match self.hops[hop as usize].route {
             RouteState::Known { site, stale_until, .. } if now < stale_until => Some(site),
             RouteState::Unknown if self.hops[hop as usize].key == HopKey::Mailbox => {
-                let site = self.find_or_make_site(SiteKey::Mailbox, &[]);
+                let key = SiteKey { place: Place::Mailbox, pool: 0, pattern: None };
+                let site = self.find_or_make_site(key, &[]);
                 self.set_route(hop, site, u64::MAX, u64::MAX);
                 Some(site)
             }
@@ -194,11 +207,13 @@ impl Scheduler {
     }
 
     fn route_found(&mut self, now: u64, key: u32, route: &ResolvedRoute) {
-        let site_key = match self.hops[key as usize].key {
-            HopKey::Mailbox => SiteKey::Mailbox,
-            HopKey::Fixed(index) => SiteKey::Fixed(index),
-            HopKey::Domain => SiteKey::Mx(route.site_name.clone()),
+        let hop = &self.hops[key as usize];
+        let place = match hop.key {
+            HopKey::Mailbox => Place::Mailbox,
+            HopKey::Fixed(index) => Place::Fixed(index),
+            HopKey::Domain => Place::Mx(route.site_name.clone()),
         };
+        let site_key = SiteKey { place, pool: hop.pool, pattern: hop.pattern.clone() };
         let site = self.find_or_make_site(site_key, &route.hosts);
         let (fresh, stale) = (self.settings.route_fresh_ms, self.settings.route_stale_ms);
         self.set_route(key, site, now + fresh, now + fresh.max(stale));
@@ -238,29 +253,57 @@ impl Scheduler {
         // The newest answer's order and addresses count.
         if known.hosts[..] != *hosts {
             known.hosts = hosts.into();
+            let limits = self.limits_of(&self.sites[site as usize].key, hosts);
+            self.sites[site as usize].set_limits(limits);
         }
         site
     }
 
-    /// What log and operators call a site.
+    /// What log and operators call a site: where it is, the pattern of its own limits, and what its mail leaves by where
+    /// that is not the default.
     pub(super) fn site_name_of(&self, key: &SiteKey) -> Arc<str> {
-        match key {
-            SiteKey::Mailbox => "mailbox".into(),
-            SiteKey::Fixed(index) => format!("route:{}", self.router.routes()[*index].domain).into(),
-            SiteKey::Mx(name) => name.clone(),
+        let place: Arc<str> = match &key.place {
+            Place::Mailbox => "mailbox".into(),
+            Place::Fixed(index) => format!("route:{}", self.router.routes()[*index].domain).into(),
+            Place::Mx(name) => name.clone(),
+        };
+        match (&key.pattern, key.pool) {
+            (None, 0) => place,
+            (None, pool) => format!("{place}@{}", self.settings.pools.get(pool).name).into(),
+            (Some(pattern), 0) => format!("{place}/{pattern}").into(),
+            (Some(pattern), pool) => format!("{place}/{pattern}@{}", self.settings.pools.get(pool).name).into(),
+        }
+    }
+
+    /// Bounds of each path of a site.
+    pub(super) fn limits_of(&self, key: &SiteKey, hosts: &[EndpointHost]) -> Limits {
+        let usual = self.settings.limits.usual;
+        match key.place {
+            Place::Mailbox => Limits {
+                connections_max: self.settings.mailbox_jobs_max,
+                messages_per_connection: u32::MAX,
+                messages_per_second: None,
+                recipients_max: usual.recipients_max,
+            },
+            Place::Fixed(_) | Place::Mx(_) => self.settings.limits.of(key.pattern.as_deref(), hosts),
         }
     }
 
     fn make_site(&mut self, key: SiteKey) -> u32 {
-        let connections_max = self.settings.connections_max;
         let name = self.site_name_of(&key);
-        let (policy, window) = match &key {
-            SiteKey::Mailbox => (SitePolicy::default(), Window::fixed(self.settings.mailbox_jobs_max)),
-            SiteKey::Fixed(index) => (SitePolicy::of(&self.router.routes()[*index]), Window::new(connections_max)),
-            SiteKey::Mx(_) => (SitePolicy::default(), Window::new(connections_max)),
+        let policy = match &key.place {
+            Place::Fixed(index) => SitePolicy::of(&self.router.routes()[*index]),
+            Place::Mailbox | Place::Mx(_) => SitePolicy::default(),
         };
-        let mut site = Site::new(key.clone(), name, policy, window);
-        site.suspended = self.suspended.contains(&site.name);
+        let limits = self.limits_of(&key, &[]);
+        let pool = key.pool;
+        let mut site = Site::new(key.clone(), name, policy, limits, self.settings.pools.get(pool));
+        site.suspended = self.is_suspended(&site.name);
+        if !site.is_mailbox() {
+            for (member, path) in site.paths.iter_mut().enumerate() {
+                path.is_shut = self.is_shut(pool, member);
+            }
+        }
         let site = self.sites.insert(site) as u32;
         self.site_index.insert(key, site);
         site
@@ -269,8 +312,8 @@ impl Scheduler {
     /// Removes a site that nothing names any more.
     pub(super) fn forget_site(&mut self, key: u32) {
         let site = &self.sites[key as usize];
-        if site.parts == 0 && site.hops == 0 && site.open == 0 {
-            assert!(site.ready_len() == 0 && site.busy == 0);
+        if site.parts == 0 && site.hops == 0 && site.open() == 0 {
+            assert!(site.ready_len() == 0 && site.busy() == 0);
             let site = self.sites.remove(key as usize);
             self.site_index.remove(&site.key);
         }
@@ -303,8 +346,17 @@ pub(super) enum Common {
 }
 
 impl Hop {
-    fn new(target: Option<LookupTarget>, key: HopKey) -> Hop {
-        Hop { target, key, domains: 0, route: RouteState::Unknown, looking: false, waiting: List::default() }
+    fn new(target: Option<LookupTarget>, key: HopKey, pool: PoolIndex, pattern: Option<Arc<str>>) -> Hop {
+        Hop {
+            target,
+            key,
+            pool,
+            pattern,
+            domains: 0,
+            route: RouteState::Unknown,
+            looking: false,
+            waiting: List::default(),
+        }
     }
 }
 

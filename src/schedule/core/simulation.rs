@@ -7,8 +7,12 @@
 
 use super::tests::{START, bounced, deferred, delivered, reply, route_to, settings, smarthost};
 use super::*;
-use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, SuccessReport};
+use crate::bus::{Deferral, DeferralScope, JobDone, LaneState, Outcome, SenderKey, SuccessReport};
+use crate::config::SiteConfig;
 use crate::dns::route::RouteFailure;
+use crate::schedule::egress::{Egress, EgressPool, Pools};
+use crate::schedule::limits::{LimitRules, Limits};
+use crate::spool::SenderOrigin;
 use std::collections::{BTreeMap, HashMap as Map, HashSet};
 
 /// How a far side behaves.
@@ -30,6 +34,8 @@ enum Manner {
     Picky,
     /// Never answers: the watchdog ends its jobs.
     Hanging,
+    /// Asks for less, in words that a rule knows, where too many come at once.
+    Asking(usize),
 }
 
 #[derive(Debug)]
@@ -57,6 +63,9 @@ struct Truth {
     attempts: u16,
 }
 
+/// A site and the name that is said there.
+type Via = (String, String);
+
 struct World {
     seed: u64,
     random: Random,
@@ -74,7 +83,11 @@ struct World {
     done: HashSet<QueueId>,
     delay_dsns: Map<QueueId, u32>,
     /// Open connections: site and the last use; and how many jobs each has now.
-    lanes: Map<LaneId, (String, u64, usize)>,
+    lanes: Map<LaneId, (Via, u64, usize)>,
+    /// The last start by each way.
+    started: Map<Via, u64>,
+    /// No connection comes about by this one.
+    bad_egress: Option<String>,
     closed: HashSet<LaneId>,
     flushed_at: u64,
     /// An operator let mail wait: what expires was not starved.
@@ -95,10 +108,10 @@ impl World {
             delay_dsn_after_ms: delay_ms_min * (2 + random.below(20)),
             pause_ms_min: delay_ms_min / 5,
             pause_ms_max: delay_ms_min * 2,
-            connections_max: 1 + random.below(12) as usize,
+            limits: random_limits(&mut random),
+            pools: random_pools(&mut random),
             lanes_max: if random.below(4) == 0 { 3 + random.below(10) as usize } else { 4096 },
             mailbox_jobs_max: 1 + random.below(8) as usize,
-            recipients_max: 1 + random.below(20) as usize,
             route_fresh_ms: 1 + random.below(120_000),
             route_stale_ms: 1 + random.below(600_000),
             job_ms_max: 60_000,
@@ -120,6 +133,7 @@ impl World {
             let manner = if fixed == "mailbox" { Manner::Picky } else { random_manner(&mut random) };
             manners.insert(fixed.into(), manner);
         }
+        let bad_egress = (random.below(4) == 0).then(|| "egress0.test".to_owned());
         let mut world = World {
             seed,
             core: Scheduler::new(settings.clone(), router.clone(), seed, START),
@@ -135,6 +149,8 @@ impl World {
             done: HashSet::new(),
             delay_dsns: Map::new(),
             lanes: Map::new(),
+            started: Map::new(),
+            bad_egress,
             closed: HashSet::new(),
             flushed_at: 0,
             meddled: false,
@@ -227,8 +243,13 @@ impl World {
             null_reverse_path: self.random.below(5) == 0,
             priority: self.random.below(3) as i8 - 1,
             delay_dsn_sent: false,
+            origin: SenderOrigin::Envelope(self.random_sender()),
             recipients,
         }
+    }
+
+    fn random_sender(&mut self) -> SenderKey {
+        SenderKey { address: self.random.below(5) as u32, domain: self.random.below(4) as u32 }
     }
 
     fn after(&mut self, delay: u64, event: Event) {
@@ -298,7 +319,7 @@ impl World {
             Event::Order(order, criteria) => self.order(&order, &criteria),
             Event::Suspend(site, suspended) => {
                 self.meddled = true;
-                assert_eq!(self.core.suspend(&site, suspended), self.suspended.contains(&site) != suspended);
+                assert_eq!(self.core.suspend(self.now, &site, suspended), self.suspended.contains(&site) != suspended);
                 match suspended {
                     true => self.suspended.insert(site),
                     false => self.suspended.remove(&site),
@@ -345,9 +366,10 @@ impl World {
     fn restart(&mut self) {
         self.core = Scheduler::new(self.settings.clone(), self.router.clone(), self.seed ^ self.now, self.now);
         for site in &self.suspended {
-            self.core.suspend(site, true);
+            self.core.suspend(self.now, site, true);
         }
         self.lanes.clear();
+        self.started.clear();
         let gone = |event: &Event| {
             let of_operators = matches!(event, Event::Flush | Event::Restart | Event::Order(..) | Event::Suspend(..));
             !of_operators && !matches!(event, Event::Accept(_))
@@ -396,7 +418,7 @@ impl World {
                 Action::Report(report) => self.report(report),
                 Action::Record(record) => self.record(record),
                 Action::Log(entry) => self.log(&entry),
-                Action::SitePaused { until_ms, .. } => {
+                Action::SitePaused { until_ms, .. } | Action::EgressSuspended { until_ms, .. } => {
                     assert!(until_ms <= self.now + self.settings.pause_ms_max * 6 / 5 + 1);
                 }
             }
@@ -408,15 +430,24 @@ impl World {
         let seed = self.seed;
         self.jobs += 1;
         self.digest = crate::schedule::random::mix(self.digest ^ self.now ^ job.queue_id.0 ^ job.lane.0);
-        let name = match (local, &job.open) {
-            (Some(name), _) => name.to_string(),
-            (None, Some(endpoint)) => endpoint.site.to_string(),
+        let via: Via = match (local, &job.open) {
+            (Some(name), _) => (name.to_string(), String::new()),
+            (None, Some(endpoint)) => {
+                assert_eq!(endpoint.messages_max, self.settings.limits.usual.messages_per_connection);
+                (endpoint.site.to_string(), endpoint.helo.to_string())
+            }
             (None, None) => {
                 self.lanes.get(&job.lane).map(|lane| lane.0.clone()).expect("a job without `open` uses an open lane")
             }
         };
+        // Pool and pattern stand behind the name of the place.
+        let name = via.0.split(['@', '/']).next().expect("there is a first piece").to_owned();
         let is_new = local.is_none() && job.open.is_some();
-        assert!(!job.recipients.is_empty() && job.recipients.len() <= self.settings.recipients_max, "seed {seed}");
+        assert!(
+            !job.recipients.is_empty() && job.recipients.len() <= self.settings.limits.usual.recipients_max,
+            "seed {seed}"
+        );
+        self.check_rate(&via, local.is_some());
         assert!(!self.done.contains(&job.queue_id), "seed {seed}: a job for a message that is done");
         let (_, truths) = self.messages.get_mut(&job.queue_id).expect("only accepted messages have jobs");
         for index in &job.recipients {
@@ -441,23 +472,39 @@ impl World {
             truth.first_seen.get_or_insert(self.now);
             assert_eq!(truth.attempts, job.attempts, "seed {seed}");
         }
-        let lane = self.lanes.entry(job.lane).or_insert_with(|| (name.clone(), 0, 0));
+        let lane = self.lanes.entry(job.lane).or_insert_with(|| (via.clone(), 0, 0));
         lane.1 = self.now;
         lane.2 += 1;
         assert_eq!(lane.2, 1, "seed {seed}: a lane takes one job at a time");
-        let open = self.lanes.values().filter(|lane| lane.0 == name).count();
-        let max = if local.is_some() { self.settings.mailbox_jobs_max } else { self.settings.connections_max };
+        let open = self.lanes.values().filter(|lane| lane.0 == via).count();
+        let max =
+            if local.is_some() { self.settings.mailbox_jobs_max } else { self.settings.limits.usual.connections_max };
         assert!(open <= max, "seed {seed}: {open} connections to {name}");
-        let all = self.lanes.values().filter(|lane| lane.0 != "mailbox").count();
+        let all = self.lanes.values().filter(|lane| lane.0.0 != "mailbox").count();
         assert!(all <= self.settings.lanes_max, "seed {seed}: {all} connections");
-        let (delay, done) = self.answer(&job, &name, open, is_new);
+        let is_bad = self.bad_egress.as_ref() == Some(&via.1);
+        let (delay, done) = self.answer(&job, if is_bad { "bad egress" } else { &name }, open, is_new);
         if let Some(done) = done {
             self.after(delay, Event::Done(done));
         }
     }
 
+    /// Never more than the rate by one way, but for the few milliseconds that the clock is coarse.
+    fn check_rate(&mut self, via: &Via, is_mailbox: bool) {
+        let last = self.started.insert(via.clone(), self.now);
+        if let (Some(last), Some(rate), false) = (last, self.settings.limits.usual.messages_per_second, is_mailbox) {
+            let interval_ms = 1e3 / rate;
+            assert!(
+                (self.now - last + 5) as f64 >= interval_ms,
+                "seed {}: {} ms at {rate}/s",
+                self.seed,
+                self.now - last
+            );
+        }
+    }
+
     fn answer(&mut self, job: &Job, site: &str, open: usize, is_new: bool) -> (u64, Option<JobDone>) {
-        let manner = self.manners[site];
+        let manner = self.manners.get(site).copied().unwrap_or(Manner::Dead);
         let (lane, queue_id, now) = (job.lane, job.queue_id, self.now);
         let success = (self.random.below(4) == 0).then_some(SuccessReport::Relayed);
         let finish = |outcomes, lane_state| {
@@ -503,6 +550,12 @@ impl World {
                 (quick, finish(outcomes, LaneState::Open))
             }
             Manner::Hanging => (0, None),
+            Manner::Asking(limit) if open > limit => {
+                let reply = reply(451, "too many messages, slow down");
+                let outcome = Outcome::Deferred(Deferral { scope: DeferralScope::Recipient, reply });
+                (quick, finish(all(outcome), LaneState::Open))
+            }
+            Manner::Asking(_) => (quick, finish(all(delivered()), LaneState::Open)),
         }
     }
 
@@ -598,7 +651,9 @@ impl World {
                     let age = self.now - incoming.arrival_ms;
                     assert!(age >= self.settings.lifetime_ms, "seed {}: expired at {age}", self.seed);
                     let site = self.hosts.get(&*incoming.recipients[*index as usize].domain);
-                    let good = site.is_some_and(|site| self.manners[site] == Manner::Good);
+                    let good = site.is_some_and(|site| self.manners[site] == Manner::Good)
+                        && self.bad_egress.is_none()
+                        && self.settings.limits.usual.messages_per_second.is_none();
                     // Lookups may fail for long, and few lanes for all may be taken by slow sites; otherwise not.
                     let crowded = self.settings.lanes_max < 4096;
                     assert!(
@@ -636,8 +691,9 @@ impl World {
 }
 
 fn random_manner(random: &mut Random) -> Manner {
-    match random.below(10) {
+    match random.below(11) {
         0..=2 => Manner::Good,
+        10 => Manner::Asking(1 + random.below(4) as usize),
         3 => Manner::Throttling(1 + random.below(4) as usize),
         4 => Manner::Greylisting(random.below(100_000)),
         5 => Manner::Dead,
@@ -646,6 +702,43 @@ fn random_manner(random: &mut Random) -> Manner {
         8 => Manner::Picky,
         _ => Manner::Hanging,
     }
+}
+
+fn random_limits(random: &mut Random) -> LimitRules {
+    let rates = [0.5, 3.0, 50.0, 2_000.0];
+    let usual = Limits {
+        connections_max: 1 + random.below(12) as usize,
+        messages_per_connection: 1 + random.below(30) as u32,
+        messages_per_second: (random.below(3) == 0).then(|| rates[random.below(4) as usize]),
+        recipients_max: 1 + random.below(20) as usize,
+    };
+    let rule = SiteConfig {
+        domains: vec!["d1.test".into(), ".hub.test".into()],
+        mx: Vec::new(),
+        connections_max: None,
+        messages_per_connection: None,
+        messages_per_second: None,
+        recipients_per_transaction: None,
+    };
+    LimitRules { usual, rules: if random.below(2) == 0 { vec![rule] } else { Vec::new() } }
+}
+
+/// One to three pools of one to three ways out; senders are spread over them.
+fn random_pools(random: &mut Random) -> Pools {
+    let mut egress_next = 0;
+    let pools = (0..1 + random.below(3)).map(|pool| {
+        let members = (0..1 + random.below(3)).map(|_| {
+            let name = format!("egress{egress_next}.test");
+            egress_next += 1;
+            let addresses = SmallVec::new();
+            let (name, weight) = (Arc::<str>::from(name), 1 + random.below(4) as u32);
+            Egress { name: name.clone(), addresses, is_strict: false, helo: name, weight }
+        });
+        EgressPool { name: format!("pool{pool}").into(), members: members.collect() }
+    });
+    let pools: Vec<EgressPool> = pools.collect();
+    let by_sender_domain = (0..pools.len()).map(|pool| (pool as u32, pool as u8)).collect();
+    Pools::new(pools, by_sender_domain)
 }
 
 fn histories(seeds: std::ops::Range<u64>, big: bool) {

@@ -1,14 +1,18 @@
 //! Tests of single rules of the core, by a scheduler whose answers a test gives by hand.
 
 mod orders;
+mod sites;
 
 use super::*;
 use crate::bus::{
-    AcceptedMessage, Deferral, DeferralScope, EndpointHost, JobDone, LaneState, Outcome, Protocol, SuccessReport,
-    TlsPolicy,
+    AcceptedMessage, Deferral, DeferralScope, EndpointHost, JobDone, LaneState, Outcome, Protocol, SenderKey,
+    SuccessReport, TlsPolicy,
 };
 use crate::config::{NextHopConfig, Route};
 use crate::dns::route::ResolvedRoute;
+use crate::schedule::egress::Pools;
+use crate::schedule::limits::{LimitRules, Limits};
+use crate::schedule::rules::ReplyRules;
 use crate::smtp::EnhancedCode;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -18,7 +22,6 @@ pub(super) const HOUR: u64 = 60 * MINUTE;
 
 pub(super) fn settings() -> Settings {
     Settings {
-        helo: "relay.example".into(),
         shards: 2,
         delay_ms_min: 5 * MINUTE,
         delay_ms_max: 4 * HOUR,
@@ -26,17 +29,23 @@ pub(super) fn settings() -> Settings {
         delay_dsn_after_ms: 4 * HOUR,
         pause_ms_min: MINUTE,
         pause_ms_max: 30 * MINUTE,
-        connections_max: 20,
+        limits: limits(20, 100),
+        pools: Pools::plain("relay.example"),
+        rules: Arc::new(ReplyRules::new(&[], true)),
         lanes_max: 4096,
         mailbox_jobs_max: 64,
-        recipients_max: 100,
-        source_addresses: Vec::new(),
         route_fresh_ms: MINUTE,
         route_stale_ms: 10 * MINUTE,
         report_gather_ms: 5_000,
         report_retry_ms: 10_000,
         job_ms_max: HOUR,
     }
+}
+
+/// Bounds without rules for single sites.
+pub(super) fn limits(connections_max: usize, recipients_max: usize) -> LimitRules {
+    let usual = Limits { connections_max, messages_per_connection: 1_000, messages_per_second: None, recipients_max };
+    LimitRules { usual, rules: Vec::new() }
 }
 
 pub(super) fn reply(code: u16, text: &str) -> Reply {
@@ -72,6 +81,7 @@ pub(super) fn smarthost(domain: &str) -> Route {
         protocol: Protocol::Smtp,
         tls: TlsPolicy::None,
         credentials: None,
+        egress_pool: None,
     }
 }
 
@@ -97,6 +107,8 @@ pub(super) struct Bench {
     records: Vec<Record>,
     fates: Vec<(QueueId, RecipientIndex, Fate)>,
     closing: Vec<LaneId>,
+    /// Egresses that the core has suspended.
+    suspended: Vec<Arc<str>>,
     /// What the next jobs say that senders are to be told.
     success: Option<SuccessReport>,
     lookups: Vec<(HopId, LookupTarget)>,
@@ -115,6 +127,7 @@ impl Bench {
             records: Vec::new(),
             fates: Vec::new(),
             closing: Vec::new(),
+            suspended: Vec::new(),
             success: None,
             lookups: Vec::new(),
             answering: true,
@@ -135,6 +148,7 @@ impl Bench {
             record_slots: 20,
             null_reverse_path: false,
             priority: 0,
+            sender: SenderKey::default(),
             recipient_domains: domains.iter().map(|domain| Arc::from(*domain)).collect(),
         })
     }
@@ -172,6 +186,7 @@ impl Bench {
                     self.fates.extend(entry.recipients.iter().map(|(index, fate, _)| (entry.queue_id, *index, *fate)))
                 }
                 Action::SitePaused { .. } => {}
+                Action::EgressSuspended { egress, .. } => self.suspended.push(egress),
             }
         }
         assert_eq!(self.scheduler.neglected_site(self.now), None);
@@ -230,7 +245,7 @@ fn a_message_is_routed_sent_and_done() {
 
 #[test]
 fn recipients_of_one_site_share_a_transaction_up_to_the_limit() {
-    let mut bench = Bench::new(Settings { recipients_max: 3, ..settings() }, Router::default());
+    let mut bench = Bench::new(Settings { limits: limits(20, 3), ..settings() }, Router::default());
     bench.accept(&["a.shared"]);
     bench.accept(&["b.shared"]);
     bench.jobs.clear();
@@ -476,7 +491,7 @@ fn not_tried_is_queued_again_without_a_penalty() {
     let again = bench.job();
     assert_eq!((again.queue_id, again.attempts), (id, 0));
     assert!(again.open.is_some() && again.lane != old_lane);
-    assert_eq!(bench.scheduler.sites.iter().next().unwrap().1.failures, 0);
+    assert_eq!(bench.scheduler.sites.iter().next().unwrap().1.paths[0].failures, 0);
 }
 
 #[test]
@@ -604,7 +619,7 @@ fn a_hung_job_is_given_up_and_its_late_answer_ignored() {
 
 #[test]
 fn priorities_go_first_but_never_starve_the_rest() {
-    let mut bench = Bench::new(Settings { connections_max: 1, ..settings() }, Router::default());
+    let mut bench = Bench::new(Settings { limits: limits(1, 100), ..settings() }, Router::default());
     bench.accept(&["a.example"]);
     let mut low = Vec::new();
     for n in 0..60 {

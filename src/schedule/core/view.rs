@@ -3,9 +3,11 @@
 
 use super::{DelayDsn, LaneUse, Part, PartState, RouteState, Scheduler};
 use crate::bus::RecipientIndex;
+use crate::schedule::path::Health;
 use crate::schedule::pool::NONE;
-use crate::schedule::site::{Health, Site};
-use crate::spool::{Location, QueueId};
+use crate::schedule::router::NextHop;
+use crate::schedule::site::Site;
+use crate::spool::{Location, QueueId, SenderOrigin};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -26,6 +28,8 @@ pub struct LiveMessageView {
     pub priority: i8,
     /// The sender has been told of the delay.
     pub delay_dsn_sent: bool,
+    /// Whose it is.
+    pub origin: SenderOrigin,
     /// Domain of every recipient by index, and its state where it is not final.
     pub recipients: Vec<(Arc<str>, Option<PendingRecipient>)>,
 }
@@ -75,10 +79,11 @@ impl Scheduler {
             queue_id: message.queue_id,
             location: message.location,
             arrival_ms: message.arrival_ms,
-            size: message.size,
+            size: u64::from(message.size),
             null_reverse_path: message.null_reverse_path,
             priority: message.priority,
             delay_dsn_sent: message.delay == DelayDsn::Sent,
+            origin: SenderOrigin::Chosen { address: message.sender, pool: self.pool_hash(message) },
             recipients,
         }
     }
@@ -96,9 +101,20 @@ impl Scheduler {
         let here = (from..stop).filter_map(|key| {
             let message = self.messages.get(key)?;
             let is_here = message.location.segment() == segment && !self.is_in_use(key);
-            is_here.then_some((message.queue_id, message.location, message.size))
+            is_here.then_some((message.queue_id, message.location, u64::from(message.size)))
         });
         (here.collect(), (stop < end).then_some(stop))
+    }
+
+    /// Hash of the pool by the sender: that of the recipients whose way has no pool of its own.
+    fn pool_hash(&self, message: &super::Message) -> u32 {
+        let by_sender = |domain: &&u32| match self.router.next_hop(&self.domains[**domain as usize].name) {
+            NextHop::Mailbox => false,
+            NextHop::Fixed(index) => self.router.pool_of(index, &self.settings.pools).is_none(),
+            NextHop::Mx => true,
+        };
+        let found = message.domains.all().iter().find(by_sender);
+        found.map_or(0, |domain| self.settings.pools.hash(self.domains[*domain as usize].pool))
     }
 
     pub(super) fn parts_of(&self, message: u32) -> impl Iterator<Item = &Part> {
@@ -117,12 +133,12 @@ impl Scheduler {
             // One line says the state of the part that will move next.
             let first = self.parts_of(key).min_by_key(|part| match part.state {
                 PartState::Held => u64::MAX,
-                _ => self.next_ms(part).unwrap_or(0),
+                _ => self.next_ms(now, part).unwrap_or(0),
             });
             row["state"] = first.map_or("reporting", |part| state_name(part.state)).into();
             row["site"] = first.and_then(|part| self.site_name(part)).into();
             row["attempts"] = first.map(|part| part.attempts).into();
-            row["next_ms"] = first.and_then(|part| self.next_ms(part)).into();
+            row["next_ms"] = first.and_then(|part| self.next_ms(now, part)).into();
             row["reason"] = first.map_or_else(|| REPORTING.into(), |part| self.reason(now, part)).into();
             (self.messages[key].location, row)
         });
@@ -191,7 +207,7 @@ impl Scheduler {
             "state": state_name(part.state),
             "site": self.site_name(part),
             "attempts": part.attempts,
-            "next_ms": self.next_ms(part),
+            "next_ms": self.next_ms(now, part),
             "reason": self.reason(now, part),
             "reply": self.replies.get(&part.reply).map(|reply| reply.to_string()),
         })
@@ -206,14 +222,10 @@ impl Scheduler {
     }
 
     /// The earliest time at which the part can be tried; `None` when that is now, or not a question of time.
-    fn next_ms(&self, part: &Part) -> Option<u64> {
+    fn next_ms(&self, now: u64, part: &Part) -> Option<u64> {
         match part.state {
             PartState::Deferred => Some(self.ms_of(part.tick)),
-            PartState::Ready => match self.site_of(part)?.health {
-                _ if self.site_of(part)?.suspended => None,
-                Health::Paused { until_ms, .. } => Some(until_ms),
-                _ => None,
-            },
+            PartState::Ready => self.site_of(part)?.waits_until(now),
             _ => None,
         }
     }
@@ -243,17 +255,20 @@ pub(super) fn site_reason(now: u64, site: &Site) -> String {
     if site.suspended {
         return "its site is suspended by the operator".into();
     }
-    let last = site.last_failure.as_ref().map_or_else(String::new, |reply| format!(", after: {reply}"));
-    match site.health {
+    let last = site.last_failure().map_or_else(String::new, |reply| format!(", after: {reply}"));
+    let Some(path) = site.paths.iter().find(|path| !path.is_shut) else {
+        return "all that its mail leaves by is suspended".into();
+    };
+    match path.health {
+        _ if site.may_start(now) => "waits for its turn".into(),
         Health::Paused { until_ms, pauses } if until_ms > now => {
             format!("its site is paused for the {pauses}. time in a row{last}")
         }
-        Health::Paused { .. } => "its site is to be probed".into(),
         Health::Probing { .. } => format!("another message probes its site{last}"),
-        Health::Open if site.busy >= site.window.limit() => {
-            format!("its site has as many deliveries as it takes at present ({})", site.window.limit())
+        Health::Open if site.busy() >= site.window() => {
+            format!("its site has as many deliveries as it takes at present ({})", site.window())
         }
-        Health::Open => "waits for its turn".into(),
+        Health::Paused { .. } | Health::Open => "its site has had its messages for this second".into(),
     }
 }
 

@@ -3,11 +3,11 @@
 use super::Driver;
 use super::answers::Answer;
 use super::orders::{AnswerTo, READS_AT_ONCE, split};
-use crate::bus::{AdminCommand, AdminRequest, QueueFilter};
+use crate::bus::{AdminCommand, AdminRequest, QueueFilter, SenderKey};
 use crate::rt;
 use crate::schedule::core::Target;
 use crate::smtp::{Address, ReversePath};
-use crate::spool::{Location, QueueId, SpoolReader, StoredMessage, routing_domain};
+use crate::spool::{Envelope, Location, QueueId, SpoolReader, routing_domain};
 use serde_json::{Value, json};
 
 /// Messages of a listing that get their addresses; in a longer one the rest is without, for each takes a read.
@@ -34,9 +34,12 @@ impl Driver {
             }
             AdminCommand::QueueOrder { order, filter } => self.take_order(order, filter, answer),
             AdminCommand::SiteList => answer.send(Ok(self.core.site_list(now).to_string())),
-            AdminCommand::SiteSuspend(name) => self.suspend(&name, true, answer),
-            AdminCommand::SiteResume(name) => self.suspend(&name, false, answer),
-            AdminCommand::Explain { recipient, .. } => self.explain(now, recipient, answer),
+            AdminCommand::SiteSuspend(name) => self.suspend(now, &name, true, answer),
+            AdminCommand::SiteResume(name) => self.suspend(now, &name, false, answer),
+            AdminCommand::Explain { recipient, sender } => {
+                let sender = sender.map_or(ReversePath::Null, ReversePath::Mailbox);
+                self.explain(now, recipient, SenderKey::of(&sender), answer);
+            }
         }
     }
 
@@ -71,13 +74,13 @@ impl Driver {
         rt::spawn(async move { answer.send(Ok(list(&reader, rows).await)) });
     }
 
-    fn suspend(&mut self, name: &str, suspended: bool, answer: AnswerTo) {
+    fn suspend(&mut self, now: u64, name: &str, suspended: bool, answer: AnswerTo) {
         let Some(site) = self.core.site_meant(name) else {
             let text =
                 format!("{name:?} names no site: give a name of `ringmail site list`, or a domain that has mail");
             return answer.send(Err(text));
         };
-        let news = self.core.suspend(&site, suspended);
+        let news = self.core.suspend(now, &site, suspended);
         if news {
             self.journal.suspension(&site, suspended);
             let word = if suspended { "suspended" } else { "resumed" };
@@ -90,16 +93,16 @@ impl Driver {
     }
 
     /// The way is looked up as for a message, then the core says what it would do.
-    fn explain(&mut self, now: u64, recipient: Address, answer: AnswerTo) {
+    fn explain(&mut self, now: u64, recipient: Address, sender: SenderKey, answer: AnswerTo) {
         let domain = routing_domain(recipient.domain());
         let Some(target) = self.core.lookup_target(&domain) else {
-            let row = self.core.explain(now, recipient.as_str(), &domain, None);
+            let row = self.core.explain(now, recipient.as_str(), (&domain, sender), None);
             return answer.send(Ok(row.to_string()));
         };
         let (asker, answers) = (self.lookups.asker(), self.answers.clone());
         rt::spawn(async move {
             let result = asker.ask(&target).await;
-            answers.put(Answer::Explained { recipient, result, answer });
+            answers.put(Answer::Explained { recipient, sender, result, answer });
         });
     }
 }
@@ -109,12 +112,12 @@ async fn list(reader: &SpoolReader, rows: Vec<(Location, Value)>) -> String {
     for (count, slice) in rows.chunks(READS_AT_ONCE).enumerate() {
         let wanted = if count * READS_AT_ONCE < ADDRESSES_MAX { slice.len() } else { 0 };
         let locations = slice.iter().take(wanted).map(|(location, _)| *location).collect();
-        let mut messages = reader.load_many(locations).await.into_iter();
+        let mut envelopes = reader.load_envelopes(locations).await.into_iter();
         for (_, row) in slice {
             let mut row = row.clone();
-            if let Some(message) = messages.next().flatten() {
-                row["from"] = sender(&message).into();
-                let recipients = message.envelope().recipients.iter().take(RECIPIENTS_LISTED_MAX);
+            if let Some((_, envelope)) = envelopes.next().flatten() {
+                row["from"] = sender(&envelope).into();
+                let recipients = envelope.recipients.iter().take(RECIPIENTS_LISTED_MAX);
                 row["to"] = recipients.map(|recipient| recipient.forward_path.as_str()).collect();
             }
             listed.push(row);
@@ -124,12 +127,12 @@ async fn list(reader: &SpoolReader, rows: Vec<(Location, Value)>) -> String {
 }
 
 async fn show(reader: &SpoolReader, location: Location, mut row: Value) -> String {
-    match reader.load(location).await {
-        Ok(message) => {
-            row["from"] = sender(&message).into();
+    match reader.load_envelope(location).await {
+        Ok((_, envelope)) => {
+            row["from"] = sender(&envelope).into();
             for recipient in row["recipients"].as_array_mut().into_iter().flatten() {
                 let index = recipient["recipient"].as_u64().and_then(|index| usize::try_from(index).ok());
-                let found = index.and_then(|index| message.envelope().recipients.get(index));
+                let found = index.and_then(|index| envelope.recipients.get(index));
                 recipient["address"] = found.map(|recipient| recipient.forward_path.as_str()).into();
             }
         }
@@ -139,8 +142,8 @@ async fn show(reader: &SpoolReader, location: Location, mut row: Value) -> Strin
     row.to_string()
 }
 
-fn sender(message: &StoredMessage) -> String {
-    match &message.envelope().reverse_path {
+fn sender(envelope: &Envelope) -> String {
+    match &envelope.reverse_path {
         ReversePath::Null => String::new(),
         ReversePath::Mailbox(address) => address.to_string(),
     }

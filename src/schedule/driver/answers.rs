@@ -3,6 +3,7 @@
 use super::log::Settled;
 use super::orders::AnswerTo;
 use super::reports::Built;
+use crate::bus::SenderKey;
 use crate::dns::Resolver;
 use crate::dns::route::{Identity, NextHop, ResolvedRoute, RouteFailure, RouteOptions, resolve_route};
 use crate::rt::{self, Notify};
@@ -28,7 +29,7 @@ pub(super) enum Answer {
     /// Envelopes were read for a listing: these messages match.
     Listed { ids: Vec<QueueId>, answer: AnswerTo },
     /// The way of a recipient was looked up for an operator.
-    Explained { recipient: Address, result: Result<ResolvedRoute, RouteFailure>, answer: AnswerTo },
+    Explained { recipient: Address, sender: SenderKey, result: Result<ResolvedRoute, RouteFailure>, answer: AnswerTo },
 }
 
 /// Answers that the loop has not taken; bounded by what may be under way. Cloning shares it.

@@ -4,8 +4,11 @@
 //! A message that was accepted just now is read on the spot, for its pages are in memory; an older one by a helper.
 
 use super::answers::{Answer, Answers};
+use crate::bus::Remote;
 use crate::rt;
 use crate::schedule::core::{Fate, LogEntry};
+use crate::schedule::rules::{ReplyRules, RuleMemo};
+use crate::smtp::Reply;
 use crate::spool::{Envelope, Location, QueueId, SpoolError, SpoolReader};
 use crate::telemetry::{Event, EventLog, Meter};
 use std::cell::{Cell, RefCell};
@@ -52,14 +55,27 @@ struct Inner {
     events: EventLog,
     meter: Arc<Meter>,
     answers: Answers,
+    rules: RefCell<RuleMemo>,
     waiting: RefCell<VecDeque<Item>>,
     working: Cell<bool>,
 }
 
 impl Logger {
-    pub(super) fn new(reader: SpoolReader, events: EventLog, meter: Arc<Meter>, answers: Answers) -> Logger {
+    pub(super) fn new(
+        reader: SpoolReader,
+        events: EventLog,
+        meter: Arc<Meter>,
+        answers: Answers,
+        rules: Arc<ReplyRules>,
+    ) -> Logger {
         let (waiting, working) = (RefCell::default(), Cell::new(false));
-        Logger(Rc::new(Inner { reader, events, meter, answers, waiting, working }))
+        let rules = RefCell::new(RuleMemo::new(rules));
+        Logger(Rc::new(Inner { reader, events, meter, answers, rules, waiting, working }))
+    }
+
+    /// Other rules from now on.
+    pub(super) fn set_rules(&self, rules: Arc<ReplyRules>) {
+        *self.0.rules.borrow_mut() = RuleMemo::new(rules);
     }
 
     /// Nothing waits.
@@ -128,6 +144,11 @@ impl Inner {
         }
     }
 
+    fn class_of(&self, remote: Option<&Remote>, reply: &Reply) -> Option<Box<str>> {
+        let mut rules = self.rules.borrow_mut();
+        rules.class_of(remote.map(|remote| &remote.host), reply).map(Box::from)
+    }
+
     async fn load(&self, location: Location) -> Result<(QueueId, Envelope), SpoolError> {
         for _ in 0..READS_MAX {
             match self.reader.load_envelope(location).await {
@@ -176,11 +197,12 @@ impl Inner {
                 }
                 Fate::Deferred { next_ms } => {
                     let next = Duration::from_millis(next_ms.saturating_sub(entry.now_ms));
-                    let attempts = tried;
-                    self.events.log(Event::Deferred { id, recipient, site, remote, attempts, next, reply });
+                    let (attempts, class) = (tried, self.class_of(remote.as_deref(), &reply));
+                    self.events.log(Event::Deferred { id, recipient, site, remote, attempts, next, class, reply });
                 }
                 Fate::Bounced => {
-                    let event = Event::Bounced { id, recipient, site, remote, attempts: tried, reply };
+                    let class = self.class_of(remote.as_deref(), &reply);
+                    let event = Event::Bounced { id, recipient, site, remote, attempts: tried, class, reply };
                     double_bounce(&event);
                     self.events.log(event);
                 }

@@ -160,9 +160,10 @@ impl Driver {
         let clock = Clock { started: rt::now(), started_ms: rt::unix_ms() };
         let answers = Answers::default();
         let settings = Settings::from_config(&config, shards.len());
+        let rules = settings.rules.clone();
         let mut core = Scheduler::new(settings, Router::from_config(&config), seed, clock.started_ms);
         for site in &suspended {
-            core.suspend(site, true);
+            core.suspend(clock.started_ms, site, true);
         }
         let lookups = Lookups::new(resolver, identity, route_options, seed ^ 1, answers.clone());
         Driver {
@@ -183,7 +184,7 @@ impl Driver {
                 answers.clone(),
                 seed,
             ),
-            logger: Logger::new(reader.clone(), events, meter, answers.clone()),
+            logger: Logger::new(reader.clone(), events, meter, answers.clone(), rules),
             reader,
             orders: Orders::default(),
             config,
@@ -309,6 +310,12 @@ impl Driver {
                 self.free(freed);
             }
             ToScheduler::Admin(request) => self.answer_operator(now, request),
+            ToScheduler::Configured(config) => {
+                let settings = Settings::from_config(&config, self.shards.len());
+                self.logger.set_rules(settings.rules.clone());
+                self.core.reconfigure(settings);
+                self.config = config;
+            }
             ToScheduler::Stop => self.stop_asked = true,
         }
         // At once, so that a long turn does not let actions pile up and a first attempt does not wait.
@@ -334,9 +341,9 @@ impl Driver {
             Answer::Settled(settled) => self.settle(settled),
             Answer::Narrowed(targets) => self.take_narrowed(&targets),
             Answer::Listed { ids, answer } => self.list_these(now, ids, answer),
-            Answer::Explained { recipient, result, answer } => {
+            Answer::Explained { recipient, sender, result, answer } => {
                 let domain = crate::spool::routing_domain(recipient.domain());
-                let row = self.core.explain(now, recipient.as_str(), &domain, Some(&result));
+                let row = self.core.explain(now, recipient.as_str(), (&domain, sender), Some(&result));
                 answer.send(Ok(row.to_string()));
             }
         }
@@ -366,10 +373,15 @@ impl Driver {
                 }
                 Action::Record(Record::DelayDsnSent(queue_id)) => self.journal.delay_dsn_sent(queue_id),
                 Action::Log(entry) => self.logger.log(entry),
-                Action::SitePaused { site, until_ms, reply } => {
+                Action::SitePaused { site, egress, until_ms, reply } => {
                     let seconds = until_ms.saturating_sub(now).div_ceil(1000);
                     let reply = reply.map_or_else(String::new, |reply| reply.to_string());
-                    tracing::info!(site = &*site, seconds, reply, "site paused");
+                    let egress = egress.as_deref();
+                    tracing::info!(site = &*site, egress, seconds, reply, "site paused");
+                }
+                Action::EgressSuspended { egress, until_ms } => {
+                    let seconds = until_ms.saturating_sub(now).div_ceil(1000);
+                    tracing::warn!(egress = &*egress, seconds, "egress fails at sites that others reach: suspended");
                 }
             }
         }
@@ -461,6 +473,7 @@ impl Driver {
                 null_reverse_path: message.null_reverse_path,
                 priority: message.priority,
                 delay_dsn_sent: message.delay_dsn_sent,
+                origin: message.origin,
                 recipients: &recipients,
             };
             self.journal.checkpoint_add(&live).await;
@@ -550,6 +563,7 @@ fn incoming(survivor: Survivor) -> Incoming {
         null_reverse_path: survivor.null_reverse_path,
         priority: survivor.priority,
         delay_dsn_sent: survivor.delay_dsn_sent,
+        origin: survivor.origin,
         recipients: survivor.recipients.into_iter().map(recipient).collect(),
     }
 }

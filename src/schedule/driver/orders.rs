@@ -9,7 +9,7 @@ use crate::bus::{AddressPattern, QueueFilter, QueueOrder};
 use crate::rt::{self, OneshotSender};
 use crate::schedule::core::{Criteria, Order, Target};
 use crate::smtp::Reply;
-use crate::spool::{Envelope, SpoolReader, StoredMessage};
+use crate::spool::{Envelope, SpoolReader};
 use serde_json::json;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -84,12 +84,10 @@ impl Addresses {
         let mut narrowed = Vec::new();
         for mut slice in targets.chunks(READS_AT_ONCE).map(<[Target]>::to_vec) {
             let locations = slice.iter().map(|target| target.location).collect();
-            let messages = reader.load_many(locations).await;
-            let mut messages = messages.into_iter();
+            let mut envelopes = reader.load_envelopes(locations).await.into_iter();
             slice.retain_mut(|target| {
-                let message: Option<StoredMessage> = messages.next().flatten();
-                let message = message.filter(|message| message.queue_id() == target.queue_id);
-                message.is_some_and(|message| self.narrow(target, message.envelope()))
+                let read = envelopes.next().flatten().filter(|(queue_id, _)| *queue_id == target.queue_id);
+                read.is_some_and(|(_, envelope)| self.narrow(target, &envelope))
             });
             narrowed.append(&mut slice);
         }

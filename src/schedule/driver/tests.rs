@@ -50,6 +50,7 @@ fn config() -> Arc<Config> {
         protocol: Protocol::Smtp,
         tls: TlsPolicy::None,
         credentials: None,
+        egress_pool: None,
     }];
     config.limits.stop_timeout = Duration::from_secs(20);
     Arc::new(config)

@@ -1,6 +1,7 @@
 //! Orders of operators in every state of a recipient.
 
 use super::*;
+use crate::spool::SenderOrigin;
 
 impl Bench {
     fn order(&mut self, order: Order, criteria: Criteria) -> usize {
@@ -115,6 +116,7 @@ fn bench_incoming() -> Incoming {
         null_reverse_path: false,
         priority: 0,
         delay_dsn_sent: false,
+        origin: SenderOrigin::Envelope(SenderKey::default()),
         recipients: [IncomingRecipient { domain: "z.example".into(), pending: Some(IncomingState::NEW) }]
             .into_iter()
             .collect(),
@@ -189,19 +191,23 @@ fn a_suspended_site_starts_nothing_and_costs_nothing() {
     let job = bench.job();
     let site = bench.scheduler.site_meant("A.example").expect("the domain leads to a site");
     assert_eq!(&*site, "mx:mx.a.example");
-    assert!(bench.scheduler.suspend(&site, true) && !bench.scheduler.suspend(&site, true));
+    assert!(bench.scheduler.suspend(bench.now, &site, true) && !bench.scheduler.suspend(bench.now, &site, true));
     bench.done(job, LaneState::Open, |_| delivered());
     let waiting = bench.accept(&["a.example"]);
     bench.accept(&["b.example"]);
     assert_eq!(bench.jobs.len(), 1, "other sites go on");
     assert!(bench.scheduler.queue_rows(bench.now, &[waiting])[0].1["reason"].to_string().contains("suspended"));
-    let explained =
-        bench.scheduler.explain(bench.now, "x@a.example", "a.example", Some(&Ok(route_to(&["mx.a.example"]))));
+    let explained = bench.scheduler.explain(
+        bench.now,
+        "x@a.example",
+        ("a.example", SenderKey::default()),
+        Some(&Ok(route_to(&["mx.a.example"]))),
+    );
     assert_eq!(explained["now"], "it would wait: its site is suspended by the operator");
     bench.go_to(START + HOUR);
     assert_eq!(bench.jobs.len(), 1);
     assert_eq!(bench.scheduler.suspensions().collect::<Vec<_>>(), ["mx:mx.a.example"]);
-    assert!(bench.scheduler.suspend(&site, false));
+    assert!(bench.scheduler.suspend(bench.now, &site, false));
     bench.pump();
     assert_eq!(bench.jobs.len(), 2);
     assert_eq!(bench.scheduler.site_meant("nothing.example"), None);
