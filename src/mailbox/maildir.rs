@@ -14,6 +14,7 @@
 
 use hashbrown::HashSet;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -223,7 +224,7 @@ impl Maildir {
             if entry.size == UNKNOWN_SIZE {
                 match self.measure(entry, known) {
                     Ok(size) => entry.size = size,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+                    Err(error) if is_no_message(&error) => return false,
                     Err(error) => failed = Some(error),
                 }
             }
@@ -237,7 +238,13 @@ impl Maildir {
         let order = |known: &Entry| (known.arrival, known.stable_name(), known.base_name()).cmp(&key);
         match known.binary_search_by(order) {
             Ok(index) => Ok(known[index].size),
-            Err(_) => measure_file(self.open(entry)?),
+            Err(_) => {
+                let file = self.open(entry)?;
+                match file.metadata()?.is_file() {
+                    true => measure_file(file),
+                    false => Err(io::ErrorKind::IsADirectory.into()),
+                }
+            }
         }
     }
 
@@ -256,10 +263,12 @@ impl Maildir {
         Ok(usage)
     }
 
-    /// Opens a message for reading, wherever it went.
+    /// Opens a message for reading, wherever it went. What is no regular file is refused with an error: a link may lead out
+    /// of the mailbox, and a FIFO would keep its reader for ever.
     pub fn open(&self, entry: &Entry) -> io::Result<File> {
-        self.find(entry, |path| OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path))
-            .map(|(file, _)| file)
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+        let (file, _) = self.find(entry, |path| OpenOptions::new().read(true).custom_flags(flags).open(path))?;
+        Ok(file)
     }
 
     /// Removes messages; those that are gone already are no error. When it returns `Ok` all are gone and stay gone after
@@ -358,6 +367,13 @@ impl Maildir {
         }
         Ok(())
     }
+}
+
+/// Whether an error of measuring says that there is no message: the file went meanwhile, or it is a folder, link, FIFO or
+/// socket that somebody put there. One of these must not lock its owner out of the mailbox.
+fn is_no_message(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory)
+        || matches!(Errno::from_io_error(error), Some(Errno::LOOP | Errno::NXIO))
 }
 
 /// Stands for a size that the name does not tell while a listing is made.
@@ -682,6 +698,10 @@ mod tests {
         put("cur/3.1.x:2,S", "a\r\nno end");
         put("cur/100.5.x,W=nonsense:2,", "");
         put("new/.hidden", "x");
+        // What is no file is no message, and does not keep the owner from the others.
+        fs::create_dir(maildir.root.join("cur/4.folder")).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", maildir.root.join("new/5.link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, maildir.root.join("new/6.fifo"), 0o600.into()).unwrap();
         let listed: Vec<(String, u64)> =
             maildir.list().unwrap().iter().map(|entry| (entry.base_name().to_owned(), entry.size)).collect();
         let expected = [("3.1.x", 11), ("20.M000001P1.x", 6), ("20.M000002P1.x,S=3,W=4", 4), ("100.5.x,W=nonsense", 0)];

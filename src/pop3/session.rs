@@ -36,7 +36,7 @@ use transaction::{Listing, Maildrop};
 pub const LINE_BYTES_MAX: usize = 255;
 /// Octets of a line of a SASL exchange, AUTH with an initial response included.
 pub const SASL_LINE_BYTES_MAX: usize = RESPONSE_BYTES_MAX / 3 * 4 + 64;
-/// Commands refused before the session ends.
+/// Commands refused in a row before the session ends.
 pub const ERRORS_MAX: usize = 20;
 /// Logins refused before the session ends.
 pub const LOGIN_FAILURES_MAX: usize = 3;
@@ -511,6 +511,7 @@ impl Session {
     }
 
     fn ok(&mut self, text: Arguments<'_>) {
+        self.errors = 0;
         self.reply(format_args!("+OK {text}"));
     }
 
@@ -518,7 +519,7 @@ impl Session {
         self.reply(format_args!("-ERR {text}"));
     }
 
-    /// A refusal that counts: too many end the session.
+    /// A refusal that counts: too many in a row end the session.
     fn refuse(&mut self, text: &str) {
         self.errors += 1;
         if self.errors >= ERRORS_MAX {

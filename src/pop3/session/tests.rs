@@ -451,6 +451,9 @@ fn limits() {
     assert_eq!(world.talk(&line(LINE_BYTES_MAX + 1)), "-ERR the line is too long\r\n");
     assert_eq!(world.talk(&line(1_000_000)), "-ERR the line is too long\r\n");
     assert_eq!(world.talk("STAT\r\n"), "+OK 3 3210\r\n");
+    let nearly = "X\r\n".repeat(ERRORS_MAX - 1);
+    assert!(world.talk(&format!("{nearly}NOOP\r\n{nearly}STAT\r\n")).ends_with("+OK 3 3210\r\n"), "not in a row");
+    assert!(world.talk(&format!("{nearly}LIST 1\r\n{nearly}STAT\r\n")).ends_with("+OK 3 3210\r\n"), "not in a row");
     let garbage = "\u{1}\u{0}\u{7f}\r\n".repeat(ERRORS_MAX);
     assert!(world.talk(&garbage).ends_with("-ERR too many errors, bye\r\n"));
     assert!(world.closed);

@@ -76,6 +76,7 @@ impl Session {
         let argument = argument.trim_ascii();
         if !argument.is_empty() {
             let Some(message) = self.message(argument) else { return };
+            self.errors = 0;
             self.output.extend_from_slice(b"+OK ");
             match &self.state {
                 State::Transaction(maildrop) => maildrop.write_line(message, column, &mut self.output),
