@@ -212,16 +212,6 @@ enum Waiting {
     Chunk,
 }
 
-/// A chunk that was refused: its octets come all the same, and then the reply is due.
-#[derive(Debug)]
-struct Refused {
-    /// Octets still to come.
-    left: u64,
-    reply: Reply,
-    /// How many recipients are told (LMTP).
-    replies: usize,
-}
-
 /// One session.
 pub struct Session {
     config: Arc<SessionConfig>,
@@ -249,8 +239,8 @@ pub struct Session {
     transactions: usize,
     /// The rest of an over-long line is being thrown away.
     skipping_line: bool,
-    /// Boxed, since it is seldom needed.
-    eating: Option<Box<Refused>>,
+    /// Octets of a refused chunk that are still to come, to be thrown away.
+    eating: u64,
     /// The memory of the last transaction, for the next one.
     spare: Option<Box<Transaction>>,
 }
@@ -275,7 +265,7 @@ impl Session {
             errors: 0,
             transactions: 0,
             skipping_line: false,
-            eating: None,
+            eating: 0,
             spare: None,
         };
         session.greet();
@@ -319,7 +309,7 @@ impl Session {
 
     /// Octets of a refused chunk are still to come: deadlines are those of a message.
     pub fn is_eating(&self) -> bool {
-        self.eating.is_some()
+        self.eating > 0
     }
 
     /// Who is served: the peer of the connection, or whom XCLIENT named.
@@ -379,9 +369,11 @@ impl Session {
         let mut taken = 0;
         while self.event.is_none() && self.waiting.is_none() && !self.is_closed() && !self.is_receiving() {
             let rest = &input[taken..];
-            if self.eating.is_some() {
-                taken += self.eat(rest.len());
-                if self.eating.is_some() {
+            if self.eating > 0 {
+                let eaten = usize::try_from(self.eating).map_or(rest.len(), |left| left.min(rest.len()));
+                self.eating -= eaten as u64;
+                taken += eaten;
+                if self.eating > 0 {
                     break;
                 }
                 continue;

@@ -325,7 +325,10 @@ fn refused_chunks_are_eaten_and_never_executed() {
         &format!("{BEGUN}BDAT 501\r\n{half}BDAT 501\r\n{half}BDAT 6 LAST\r\nQUIT\r\nNOOP\r\n"),
         "250 250 250 250 552 503 250",
     );
-    check(&format!("{BEGUN}BDAT 1\r\nxBDAT 18446744073709551615 LAST\r\nQUIT\r\nNOOP\r\n"), "250 250 250 250");
+    check(&format!("{BEGUN}BDAT 1\r\nxBDAT 18446744073709551615 LAST\r\nQUIT\r\nNOOP\r\n"), "250 250 250 250 552");
+    // The reply does not wait for octets that may never come.
+    check("BDAT 6 LAST\r\n", "503");
+    check(&format!("{BEGUN}BDAT 1001\r\n"), "250 250 250 552");
     // After a refusal RSET is wanted, or the last chunk.
     check(
         &format!("{BEGUN}BDAT 1001\r\n{big}MAIL FROM:<>\r\nDATA\r\nRSET\r\nMAIL FROM:<>\r\n"),

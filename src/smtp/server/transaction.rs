@@ -285,20 +285,11 @@ impl Session {
         }
     }
 
+    /// Refuses a chunk at once, so that no client waits that has not sent it yet, or never will. Its octets, which RFC 3030
+    /// lets come in any case, are thrown away.
     fn eat_chunk(&mut self, octets: u64, replies: usize, reply: Reply) {
-        self.eating = Some(Box::new(Refused { left: octets, reply, replies }));
-    }
-
-    /// Takes octets of a refused chunk, of `available` ones; answers how many. After the last of them comes the reply.
-    pub(super) fn eat(&mut self, available: usize) -> usize {
-        let Some(mut refused) = self.eating.take() else { return 0 };
-        let taken = usize::try_from(refused.left).map_or(available, |left| left.min(available));
-        refused.left -= taken as u64;
-        match refused.left {
-            0 => self.refuse_times(refused.replies, refused.reply),
-            _ => self.eating = Some(refused),
-        }
-        taken
+        self.refuse_times(replies, reply);
+        self.eating = octets;
     }
 
     /// BDAT without a size: what follows may be a chunk or a command, and so nothing more is taken.
