@@ -57,7 +57,7 @@ pub trait StoredContent {
 impl MessageReader for SpoolReader {
     type Message = StoredMessage;
     fn message(&self, location: Location) -> Result<StoredMessage, String> {
-        SpoolReader::message(self, location).map_err(|error| error.to_string())
+        self.sound_message(location).map_err(|error| error.to_string())
     }
 }
 

@@ -316,7 +316,7 @@ fn unknown(name: &str, UnknownVersion(version): UnknownVersion) -> OpenError {
 const BODY_CHUNK_BYTES: usize = 1 << 20;
 
 /// The file has this length and this checksum.
-fn body_is_sound<F: DiskFile>(file: &F, reference: LargeReference, len: u64) -> io::Result<bool> {
+pub(super) fn body_is_sound<F: DiskFile>(file: &F, reference: LargeReference, len: u64) -> io::Result<bool> {
     if file.len()? != len {
         return Ok(false);
     }

@@ -3,6 +3,7 @@
 use super::SpoolError;
 use super::disk::{Disk, LARGE, OsDisk, file_name};
 use super::envelope::Envelope;
+use super::inspect::body_is_sound;
 use super::mapping::Mapping;
 use super::queue_id::{Location, QueueId};
 use super::record::{HEADER_BYTES, LargeReference, RecordHeader};
@@ -59,8 +60,27 @@ impl SpoolReader {
         let segment = self.table.segment(location.segment());
         match is_hot && segment.is_some_and(|segment| segment.is_warm(rt::now())) {
             true => self.message(location),
-            false => self.load(location).await,
+            false => {
+                let reader = self.clone();
+                self.pool.run(move || reader.sound_message(location)).await.map_err(|_| SpoolError::Busy)?
+            }
         }
+    }
+
+    /// A message to be delivered, its large body checked as well: what rotted on the disk is not sent. The octets are read
+    /// once more, from the page cache; blocks.
+    ///
+    /// # Errors
+    /// As [`SpoolReader::message`].
+    pub fn sound_message(&self, location: Location) -> Result<StoredMessage, SpoolError> {
+        let message = self.message(location)?;
+        if let Some(large) = message.0.header.large {
+            let file = self.disk.open(&file_name(LARGE, large.number, "body"))?;
+            if !body_is_sound(&file, large, message.0.header.body_len)? {
+                return Err(SpoolError::Damaged(location));
+            }
+        }
+        Ok(message)
     }
 
     /// Who sent a message to whom, without a look at its content; as [`SpoolReader::message`] otherwise.

@@ -303,9 +303,18 @@ fn a_large_body_lies_in_its_own_file_until_its_message_is_done() {
         assert_eq!(files(path), 1);
         journal.close().await;
     });
-    life(path, |_, _, journal, survivors| async move {
+    life(path, |_, reader, journal, survivors| async move {
         assert_eq!(survivors.len(), 1);
         assert_eq!(files(path), 1);
+        let location = survivors[0].location;
+        assert_eq!(reader.read(location, false).await.unwrap().body(), body);
+        // One bit of it rots, which its length does not tell.
+        let file = std::fs::read_dir(path.join("large")).unwrap().next().unwrap().unwrap().path();
+        let mut octets = std::fs::read(&file).unwrap();
+        octets[2_000_000] ^= 4;
+        std::fs::write(&file, octets).unwrap();
+        assert!(matches!(reader.read(location, false).await, Err(SpoolError::Damaged(_))));
+        assert!(matches!(reader.sound_message(location), Err(SpoolError::Damaged(_))));
         journal.close().await;
     });
 }
