@@ -170,5 +170,17 @@ def version(box):
     check(re.search(r"ringmail \d+\.\d+\.\d+", done.stdout), f"output {done.stdout!r}")
 
 
+def output_nowhere(box):
+    """output that nobody reads ends a command quietly, output that cannot be written with 74"""
+    relay = box.ringmail("output")
+    command = subprocess.Popen(relay.command("config", "show"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command.stdout.close()
+    check_equal((command.stderr.read(), command.wait(timeout=30)), ("", 0), "stderr and status with a closed pipe")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(relay.command("config", "show"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    check_equal(done.returncode, 74, f"status with a full disk: {done.stderr}")
+    check("No space left" in done.stderr and "panic" not in done.stderr, done.stderr)
+
+
 main(unknown_key, bad_values, broken_toml, missing_file, good_file, bad_command, busy_port, unwritable_folder, little_memlock,
-     second_instance, same_ports_again, users, no_server, version)
+     second_instance, same_ports_again, users, no_server, version, output_nowhere)

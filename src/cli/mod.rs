@@ -3,6 +3,10 @@
 //! `ringmail run` is the server (`run`); `queue`, `site` and `explain` ask the running server over its admin address (`client`);
 //! `config`, `spool` and `user` commands work on files.
 
+// First, for its macros hold in the modules below it.
+#[macro_use]
+mod output;
+
 mod arguments;
 mod client;
 mod config;

@@ -88,6 +88,9 @@ fn explained(message: &str) -> (String, String) {
     let everything = || "docs/configuration.md explains every key".to_owned();
     if let Some((found, expected)) = message.strip_prefix("invalid type: ").and_then(|m| m.rsplit_once(", expected ")) {
         let hint = match expected {
+            "a sequence" if found == "map" => {
+                "this section can stand more than once: write two brackets, like [[smtp]]"
+            }
             "a sequence" => "write a list, like [\"one\", \"two\"]",
             "a string" | "path string" | "socket address" | "IP address" => "write text, in quotes",
             "a boolean" => "write true or false, without quotes",

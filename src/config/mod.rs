@@ -347,6 +347,10 @@ mod tests {
             "r.toml:1: limits: integer 5 does not go here\n  hint: write a section, like [limits] or [[smtp]]",
         );
         check_error(
+            "[smtp]\naddress = \"127.0.0.1:25\"\n",
+            "r.toml:1: map does not go here\n  hint: this section can stand more than once: write two brackets, like [[smtp]]",
+        );
+        check_error(
             &format!("{SMTP}[[route]]\ndomain = \"*\"\n"),
             "r.toml:4: a route needs one next hop\n  hint: give either host = \"filter.example.com\" or mx = \"example.com\"",
         );
