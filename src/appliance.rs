@@ -151,6 +151,7 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
     let (to_mailbox, mailbox_inbox) = rt::channel(TO_MAILBOX_MAX);
     let mut threads = Vec::new();
 
+    let doorman = Arc::new(Doorman::new(&config.login_limits, rt::now()));
     // The POP3 shard first: whoever is told 250 can read.
     let pop_meter = telemetry.register("pop3");
     let pop = PopContext {
@@ -164,11 +165,11 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
         to_scheduler: to_scheduler.clone(),
         mailbox_rx: mailbox_inbox,
         tls: pop3_acceptors.clone(),
+        doorman: doorman.clone(),
         counts: Arc::new(PopCounts::default()),
     };
     threads.push(start_pop3(config.clone(), pop, pop_meter)?);
 
-    let doorman = Arc::new(Doorman::new(rt::now()));
     let descriptors_max = room_of_descriptors(config);
     let mut shards = Vec::new();
     let mut orders = Vec::new();
@@ -254,6 +255,7 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
         scheduler: to_scheduler.clone(),
         shards: shards.iter().map(|shard: &RunningShard| shard.orders.clone()).collect(),
         pop3: pop3_acceptors,
+        doorman,
         directory,
         log: log.clone(),
     });

@@ -6,6 +6,7 @@
 use crate::bus::{ToScheduler, ToShard};
 use crate::config::{self, Config};
 use crate::mailbox::DirectoryHandle;
+use crate::receive::Doorman;
 use crate::rt;
 use crate::telemetry::{Event, EventLog, notify};
 use crate::tls::{ServerTls, SharedAcceptor, TlsAcceptor, TlsFilesError};
@@ -65,6 +66,8 @@ pub struct Reloader {
     pub shards: Vec<rt::Sender<ToShard>>,
     /// Those of the POP3 listeners.
     pub pop3: Vec<Option<SharedAcceptor>>,
+    /// Counts failed logins.
+    pub doorman: Arc<Doorman>,
     /// Users and aliases.
     pub directory: DirectoryHandle,
     /// The event log.
@@ -105,6 +108,7 @@ impl Reloader {
         let acceptors = Acceptors::load(&loaded.config, &self.server_tls).map_err(|error| error.to_string())?;
         // From here on nothing fails.
         self.directory.refresh();
+        self.doorman.set_login_limits(&loaded.config.login_limits);
         for (shared, acceptor) in self.pop3.iter().zip(acceptors.pop3) {
             if let (Some(shared), Some(acceptor)) = (shared, acceptor) {
                 shared.replace(acceptor);

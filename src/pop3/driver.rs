@@ -159,12 +159,18 @@ impl Driver {
         let authenticator = self.shard.authenticator.clone();
         match action {
             Action::Authenticate(evidence) => {
-                let result = authenticator.judge(&evidence).await;
+                let result = match self.login_is_allowed(evidence.username()) {
+                    true => authenticator.judge(&evidence).await,
+                    false => AuthResult::Busy,
+                };
                 self.end_login(evidence.username(), result)?;
             }
             Action::AuthenticateApop { username, digest } => {
                 let timestamp = self.session()?.apop_timestamp().unwrap_or_default().to_owned();
-                let result = authenticator.verify_apop(&username, &timestamp, &digest).await;
+                let result = match self.login_is_allowed(&username) {
+                    true => authenticator.verify_apop(&username, &timestamp, &digest).await,
+                    false => AuthResult::Busy,
+                };
                 self.end_login(&username, result)?;
             }
             Action::FindScramKeys { username } => {
@@ -191,13 +197,20 @@ impl Driver {
         Ok(())
     }
 
+    /// Not after too many failures (`[login_limits]`).
+    fn login_is_allowed(&self, username: &str) -> bool {
+        self.shard.doorman.login_allowed(self.peer.ip(), username, rt::now()).is_ok()
+    }
+
     fn end_login(&mut self, username: &str, result: AuthResult) -> io::Result<()> {
         let login = match result {
             AuthResult::Accepted(user) => {
+                self.shard.doorman.note_login(self.peer.ip(), username);
                 add(&self.shard.counts.logins, 1);
                 Login::Accepted(user)
             }
             AuthResult::Rejected => {
+                self.shard.doorman.note_login_failure(self.peer.ip(), username, rt::now());
                 add(&self.shard.counts.login_failures, 1);
                 tracing::warn!(client = %self.peer.ip(), user = ?username, "POP3 login rejected");
                 Login::Rejected

@@ -16,6 +16,7 @@ use crate::mailbox::deliver::{Deliverer, MessageReader, Place};
 use crate::mailbox::maildir::Maildir;
 use crate::mailbox::policy::Retention;
 use crate::mailbox::{Authenticator, DirectoryHandle};
+use crate::receive::Doorman;
 use crate::rt::{self, HelperPool, Receiver, Sender, TaskGroup, TcpListener, TcpStream};
 use crate::sasl::ChannelBindings;
 use crate::tls::SharedAcceptor;
@@ -55,6 +56,8 @@ pub struct PopContext<R> {
     pub mailbox_rx: Receiver<ToMailbox>,
     /// For TLS, in the order of the listeners; `None` where one has no TLS.
     pub tls: Vec<Option<SharedAcceptor>>,
+    /// Counts failed logins, with those of SMTP.
+    pub doorman: Arc<Doorman>,
     /// Totals for the metrics.
     pub counts: Arc<PopCounts>,
 }
@@ -142,6 +145,7 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
         to_scheduler,
         mut mailbox_rx,
         tls,
+        doorman,
         counts,
     } = context;
     let place = Place::new(&directory, &settings.hostname);
@@ -154,6 +158,7 @@ pub async fn run<R: MessageReader>(context: PopContext<R>, listeners: Vec<BoundL
         turns,
         writes,
         tls,
+        doorman,
         counts,
         locks: Locks::default(),
         login_times: LoginTimes::default(),
@@ -192,6 +197,7 @@ pub(super) struct Shard {
     pub turns: HelperPool,
     pub writes: HelperPool,
     pub tls: Vec<Option<SharedAcceptor>>,
+    pub doorman: Arc<Doorman>,
     pub counts: Arc<PopCounts>,
     pub locks: Locks,
     pub login_times: LoginTimes,
@@ -489,6 +495,10 @@ mod tests {
             to_scheduler,
             mailbox_rx,
             tls: vec![None],
+            doorman: Arc::new(Doorman::new(
+                &crate::config::LoginLimits { account_failures: None, client_failures: None },
+                rt::now(),
+            )),
             counts: counts.clone(),
         };
         let listener = Pop3Listener {

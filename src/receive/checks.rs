@@ -354,8 +354,7 @@ impl Driver<'_> {
 
     /// May this login be tried?
     pub(super) fn login_is_allowed(&self, username: &str) -> Result<(), Reply> {
-        let (doorman, limits) = (&self.context().doorman, &self.listener.config.login_limits);
-        doorman.login_allowed(self.session.client(), username, limits, rt::now()).map_err(|wait| {
+        self.context().doorman.login_allowed(self.session.client(), username, rt::now()).map_err(|wait| {
             let text = format!("too many failed logins, try again in {} seconds", wait.as_secs() + 1);
             Reply::new(454, (4, 7, 0), text)
         })
@@ -367,7 +366,7 @@ impl Driver<'_> {
         if accepted {
             doorman.note_login(client, username);
         } else {
-            doorman.note_login_failure(client, username, &self.listener.config.login_limits, rt::now());
+            doorman.note_login_failure(client, username, rt::now());
         }
     }
 }

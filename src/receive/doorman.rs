@@ -7,6 +7,7 @@ use super::greylist::Greylist;
 use crate::config::{ClientLimits, LoginLimits, SendLimits};
 use crate::smtp::{Reply, ReversePath};
 use crate::throttle::{OpenCounts, OpenToken, Rate, Throttle};
+use parking_lot::RwLock;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,18 +37,21 @@ pub struct Doorman {
     strangers: AtomicUsize,
     clients: OpenCounts,
     throttle: Throttle,
+    /// SMTP and POP3 count logins together, so that this is not a listener's.
+    login_limits: RwLock<LoginLimits>,
     /// Who waits, or has waited.
     pub greylist: Greylist,
 }
 
 impl Doorman {
     /// Nobody is in. `now` is not later than any time that it will be told.
-    pub fn new(now: Instant) -> Doorman {
+    pub fn new(login_limits: &LoginLimits, now: Instant) -> Doorman {
         Doorman {
             open: AtomicUsize::new(0),
             strangers: AtomicUsize::new(0),
             clients: OpenCounts::default(),
             throttle: Throttle::new(now),
+            login_limits: RwLock::new(login_limits.clone()),
             greylist: Greylist::new(now),
         }
     }
@@ -145,21 +149,22 @@ impl Doorman {
             .map_err(|wait| over(421, "too many errors from your address", wait))
     }
 
+    /// From now on these hold for failed logins.
+    pub fn set_login_limits(&self, limits: &LoginLimits) {
+        *self.login_limits.write() = limits.clone();
+    }
+
     /// May a login be tried? It says nothing about the password, so that guessing goes on blindly.
-    pub fn login_allowed(
-        &self,
-        client: IpAddr,
-        account: &str,
-        limits: &LoginLimits,
-        now: Instant,
-    ) -> Result<(), Duration> {
+    pub fn login_allowed(&self, client: IpAddr, account: &str, now: Instant) -> Result<(), Duration> {
+        let limits = self.login_limits.read();
         let client_key = ClientKey::of(client);
         self.check(kind::ACCOUNT_FAILURES, &account_key(client_key, account), limits.account_failures, now)?;
         self.check(kind::CLIENT_FAILURES, client_key.octets(), limits.client_failures, now)
     }
 
     /// A login failed.
-    pub fn note_login_failure(&self, client: IpAddr, account: &str, limits: &LoginLimits, now: Instant) {
+    pub fn note_login_failure(&self, client: IpAddr, account: &str, now: Instant) {
+        let limits = self.login_limits.read();
         let client_key = ClientKey::of(client);
         self.charge(kind::ACCOUNT_FAILURES, &account_key(client_key, account), limits.account_failures, 1, now);
         self.charge(kind::CLIENT_FAILURES, client_key.octets(), limits.client_failures, 1, now);
@@ -282,6 +287,10 @@ mod tests {
     use crate::rt;
 
     const MINUTE: Duration = Duration::from_secs(60);
+    const LOGIN_LIMITS: LoginLimits = LoginLimits {
+        account_failures: Some(Rate { count: 3, period: MINUTE }),
+        client_failures: Some(Rate { count: 7, period: MINUTE }),
+    };
 
     fn limits() -> ClientLimits {
         let rate = |count| Some(Rate { count, period: MINUTE });
@@ -302,7 +311,7 @@ mod tests {
     #[test]
     fn room_is_kept_for_others() {
         let now = rt::now();
-        let doorman = Arc::new(Doorman::new(now));
+        let doorman = Arc::new(Doorman::new(&LOGIN_LIMITS, now));
         let admit = |client: &str, trusted| doorman.admit(address(client), trusted, 20, &limits(), now);
         let mut inside = vec![admit("2001:db8::1", false).unwrap(), admit("2001:db8::2", false).unwrap()];
         assert_eq!(admit("2001:db8::3", false).err().map(|reply| reply.code), Some(421), "one /64 is one client");
@@ -324,7 +333,7 @@ mod tests {
     #[test]
     fn rates_of_clients_and_senders() {
         let now = rt::now();
-        let doorman = Arc::new(Doorman::new(now));
+        let doorman = Arc::new(Doorman::new(&LOGIN_LIMITS, now));
         let client = address("192.0.2.1");
         let connected: Vec<bool> = (0..6).map(|_| doorman.admit(client, false, 100, &limits(), now).is_ok()).collect();
         assert_eq!(connected, [true, true, true, true, true, false]);
@@ -350,12 +359,10 @@ mod tests {
     #[test]
     fn guessing_locks_out_and_a_good_login_forgives() {
         let now = rt::now();
-        let doorman = Doorman::new(now);
-        let rate = |count| Some(Rate { count, period: MINUTE });
-        let limits = LoginLimits { account_failures: rate(3), client_failures: rate(7) };
+        let doorman = Doorman::new(&LOGIN_LIMITS, now);
         let client = address("192.0.2.1");
-        let fail = |account| doorman.note_login_failure(client, account, &limits, now);
-        let allowed = |client: &str, account| doorman.login_allowed(address(client), account, &limits, now).is_ok();
+        let fail = |account| doorman.note_login_failure(client, account, now);
+        let allowed = |client: &str, account| doorman.login_allowed(address(client), account, now).is_ok();
         (0..3).for_each(|_| fail("joe"));
         assert!(!allowed("192.0.2.1", "JOE"), "a name is one name in any letter case");
         assert!(allowed("192.0.2.1", "ann") && allowed("192.0.2.2", "joe"), "others are not locked out");

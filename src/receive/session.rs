@@ -36,6 +36,9 @@ const MESSAGE_TIME_MAX: Duration = Duration::from_secs(3600);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(60);
 /// A proxy has to say within this time for whom it speaks.
 const PROXY_TIME: Duration = Duration::from_secs(10);
+/// After the last reply a client that goes on sending is listened to for this long, and for so many octets.
+const FAREWELL_TIME: Duration = Duration::from_secs(2);
+const FAREWELL_BYTES_MAX: usize = 1 << 20;
 /// Reads of one session before others of its shard have their turn.
 const READS_IN_A_ROW_MAX: u8 = 16;
 /// Time for writing replies, storing a message, checking a login: the deadline of the read before must not end them.
@@ -75,6 +78,8 @@ pub(super) struct Driver<'a> {
     permit: Option<ClientPermit>,
     /// What DNS lists say of the client, once they were asked.
     pub(super) listed: Option<Box<Listed>>,
+    /// The last reply was the one to QUIT.
+    client_quit: bool,
     /// Of the session's errors, those that the client has paid for.
     pub(super) errors_paid: usize,
     /// SIZE= of MAIL; 0 where it was not given.
@@ -108,13 +113,14 @@ pub(super) async fn serve(
         reads: 0,
         permit: None,
         listed: None,
+        client_quit: false,
         errors_paid: 0,
         declared_size: 0,
         progress: rt::now(),
         chunks: None,
         eating_until: None,
     };
-    let Err(lost) = driver.run().await else { return };
+    let Err(lost) = driver.run().await else { return Box::pin(driver.leave()).await };
     let client = driver.session.client();
     let mut stage = driver.session.in_transaction().then_some("transaction");
     let reason = match lost {
@@ -167,6 +173,7 @@ impl Driver<'_> {
                 self.handle(event).await?;
                 continue;
             }
+            self.client_quit = self.session.is_closed() && last_line(self.session.output()).starts_with(b"221 ");
             self.flush().await?;
             if self.session.is_closed() {
                 return Ok(());
@@ -536,11 +543,38 @@ impl Driver<'_> {
         });
     }
 
+    /// Ends the connection so that the last reply arrives. Octets that the client sent and nobody read would make the
+    /// kernel throw it away (RST), so that they are read for a moment, and TLS ends with close_notify.
+    async fn leave(mut self) {
+        let client_quit = self.client_quit && self.input.is_empty();
+        if client_quit && !self.stream.is_encrypted() {
+            return;
+        }
+        self.stream.set_deadline(rt::now() + FAREWELL_TIME);
+        if self.stream.end_data().await.is_err() || client_quit {
+            return;
+        }
+        let mut left = FAREWELL_BYTES_MAX;
+        loop {
+            self.input.clear(&self.state.buffers);
+            match self.input.read(&mut self.stream, &self.state.buffers).await {
+                Ok(read @ 1..) if read < left => left -= read,
+                _ => return,
+            }
+        }
+    }
+
     async fn say_goodbye(&mut self, enhanced: &str, text: &str) {
         let line = format!("421 {enhanced} {} {text}\r\n", self.listener.session.hostname);
         // The peer may be gone; it was only politeness.
         let _ = self.stream.write_all(line.as_bytes()).await;
     }
+}
+
+/// Without its line end.
+fn last_line(output: &[u8]) -> &[u8] {
+    let output = output.strip_suffix(b"\r\n").unwrap_or(output);
+    &output[memchr::memrchr(b'\n', output).map_or(0, |at| at + 1)..]
 }
 
 /// What is known of a message from its header section.

@@ -142,6 +142,16 @@ impl Stream {
 
     /// Says goodbye: close_notify under TLS, then the end of our data.
     pub async fn close(mut self) -> io::Result<()> {
+        self.end_data().await
+    }
+
+    /// TLS is in use.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.0, Kind::Server(_) | Kind::Client(_))
+    }
+
+    /// As [`Stream::close`]; what the peer sends can still be read.
+    pub async fn end_data(&mut self) -> io::Result<()> {
         match &mut self.0 {
             Kind::Plain(stream) => stream.close().await,
             Kind::Server(stream) => stream.close().await,
