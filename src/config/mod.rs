@@ -59,7 +59,7 @@ pub struct Config {
     pub hostname: String,
     /// Folder of spool and mailboxes.
     pub data_dir: PathBuf,
-    /// Shards; default one per core.
+    /// Shards; default one for each core but one, at least one.
     pub shards: usize,
     /// SMTP listeners; at least one.
     pub smtp_listeners: Vec<SmtpListener>,

@@ -86,11 +86,11 @@ impl Bars<'_> {
     }
 }
 
-const PLOT_HEIGHT: f64 = 210.0;
+const PLOT_HEIGHT: f64 = 226.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 26.0;
-const BOTTOM: f64 = 28.0;
+const BOTTOM: f64 = 44.0;
 
 impl Lines<'_> {
     /// The plot; a note where there is nothing to draw.

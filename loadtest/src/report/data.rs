@@ -160,9 +160,9 @@ const fn column(
 pub static COLUMNS: [Column; 9] = [
     column("accepted_per_second", "accepted/s", "/s", 0, "longer is better"),
     column("relayed_per_second", "relayed/s", "/s", 0, "longer is better"),
-    column("cpu_ms_per_message", "CPU per message", "ms", 3, "all processes of the relay; shorter is better"),
+    column("cpu_ms_per_message", "CPU ms/message", "ms", 3, "all processes of the relay; shorter is better"),
     column("memory_peak_mb", "memory, MB", "MB", 0, "the largest sample"),
-    column("anonymous_mb", "of it not files, MB", "MB", 0, "at the end of the load"),
+    column("anonymous_mb", "not files, MB", "MB", 0, "at the end of the load"),
     column("syncs_per_message", "syncs/message", "", 3, "flushes that the disk completed"),
     column("p50_ms", "p50 to 250", "ms", 1, "final dot to reply, all sessions busy; shorter is better"),
     column("p99_ms", "p99 to 250", "ms", 1, "final dot to reply, all sessions busy; shorter is better"),
@@ -200,6 +200,15 @@ impl Comparison {
         };
         let finished = |name: &&String| self.runs_of(load, name).next().is_some();
         self.mtas.keys().filter(finished).map(|name| (name.as_str(), of(name))).collect()
+    }
+
+    /// Medians of p50, p99 and p99.9 at half of the relay's rate, in milliseconds from when each message was due.
+    pub fn at_half_rate(&self, load: &str, mta: &str) -> Option<[f64; 3]> {
+        let of = |key: &str| {
+            let value = |run: &Run| run.figures.get("half_rate")?.get(key)?.as_f64();
+            median(self.runs_of(load, mta).filter_map(value).collect())
+        };
+        Some([of("p50_ms")?, of("p99_ms")?, of("p999_ms")?])
     }
 
     /// The run whose rate is closest to the median.

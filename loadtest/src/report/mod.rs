@@ -127,6 +127,16 @@ fn section(comparison: &Comparison, load: &str) -> String {
     let title = comparison.titles.get(load).map_or(load, String::as_str);
     let mut text = format!("<h2>{}</h2>", escape(title));
     text += &table(&all);
+    for (name, _) in &all {
+        let Some([p50, p99, p999]) = comparison.at_half_rate(load, name) else { continue };
+        let name = escape(name);
+        write!(
+            text,
+            "<p class=\"sub\">{name} at half of its rate, from when each message was due to its 250: p50 {p50:.1} ms, p99 \
+             {p99:.1} ms, p99.9 {p999:.1} ms.</p>"
+        )
+        .expect(TEXT);
+    }
     text += "<div class=\"grid2\">";
     for key in ["relayed_per_second", "accepted_per_second", "cpu_ms_per_message", "p50_ms", "p99_ms", "p999_ms"] {
         text += &bars(comparison, &all, key);
