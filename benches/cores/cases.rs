@@ -3,7 +3,7 @@
 //!
 //! A case does the same work each time it is called; what it needs only once is made by [`Case::prepare`].
 
-use ringmail::bus::{AcceptedMessage, EndpointHost, Job, JobDone, LaneState, Outcome, Protocol, TlsPolicy};
+use ringmail::bus::{AcceptedMessage, EndpointHost, Job, JobDone, LaneState, Outcome, Protocol, SenderKey, TlsPolicy};
 use ringmail::dns::route::ResolvedRoute;
 use ringmail::schedule::core::{Action, Incoming};
 use ringmail::schedule::{Router, Scheduler, Settings as SchedulerSettings};
@@ -204,6 +204,7 @@ fn scheduler_message() -> Box<dyn FnMut()> {
             record_slots: 70,
             null_reverse_path: false,
             priority: 0,
+            sender: SenderKey { address: (next % 97) as u32, domain: 1 },
             recipient_domains: [domains[(next % 100) as usize].clone()].into_iter().collect(),
         };
         core.handle_accepted(START_MS, Incoming::from(message));
