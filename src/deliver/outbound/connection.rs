@@ -197,6 +197,7 @@ impl Connection {
             nonce: if endpoint.credentials.is_some() { fresh_nonce() } else { String::new() },
             plain_text_login: endpoint.tls == TlsPolicy::None || target.is_local(),
             chunking: surroundings.limits.chunking && !lies,
+            within_this_machine: target.address().is_none(),
         };
         let host = target.host();
         let address = target.address().map(|address| address.ip());

@@ -63,6 +63,7 @@ impl Player {
             nonce: "nonce".into(),
             plain_text_login: has(8),
             chunking: has(16),
+            within_this_machine: false,
         };
         let address = |text: &str| Address::parse(text.as_bytes(), true).expect("it is one");
         let recipient = |text: &str| Recipient {

@@ -52,6 +52,8 @@ pub struct Settings {
     pub plain_text_login: bool,
     /// Use BDAT where it is offered, and not only where binary content demands it.
     pub chunking: bool,
+    /// A UNIX socket: nobody can listen, so that REQUIRETLS asks for nothing more.
+    pub within_this_machine: bool,
 }
 
 /// One transaction to perform.
@@ -413,6 +415,7 @@ impl Client {
             authenticated: self.settings.credentials.is_some(),
             verified: self.encrypted && (self.settings.tls == TlsPolicy::Verify || request.host_is_verified),
             chunking: self.settings.chunking,
+            within_this_machine: self.settings.within_this_machine,
         };
         let small = request.size <= PIPELINED_CHUNK_BYTES_MAX;
         let recipients = self.script.write(request, &session, reset);

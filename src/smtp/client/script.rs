@@ -31,6 +31,8 @@ pub(super) struct Session<'a> {
     pub(super) verified: bool,
     /// BDAT may be used where nothing demands it.
     pub(super) chunking: bool,
+    /// Over a UNIX socket.
+    pub(super) within_this_machine: bool,
 }
 
 impl Session<'_> {
@@ -119,7 +121,8 @@ fn refusal_of_message(request: &Request<'_>, session: &Session<'_>, smtputf8: bo
         return Some(permanent(554, (6, 3), "the host takes no binary content (BINARYMIME)".to_owned()));
     }
     // RFC 8689 section 4.2.1: with a host that is not known to keep it secret the message must not be left.
-    if envelope.requiretls && !(server.requiretls && session.verified) {
+    let kept_secret = session.within_this_machine || (server.requiretls && session.verified);
+    if envelope.requiretls && !kept_secret {
         return Some(permanent(550, (7, 30), "REQUIRETLS is needed and cannot be had from this host".to_owned()));
     }
     let sender_fits = match &envelope.reverse_path {
@@ -183,7 +186,7 @@ fn push_mail(text: &mut Vec<u8>, request: &Request<'_>, session: &Session<'_>, s
     if smtputf8 {
         text.extend_from_slice(b" SMTPUTF8");
     }
-    if envelope.requiretls {
+    if envelope.requiretls && server.requiretls {
         text.extend_from_slice(b" REQUIRETLS");
     }
     if envelope.priority != 0 && server.mt_priority {

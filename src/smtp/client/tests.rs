@@ -42,6 +42,7 @@ fn scene(recipients: &[&str]) -> Scene {
             nonce: "rOprNGfwEbeRWgbNEkqO".into(),
             plain_text_login: true,
             chunking: true,
+            within_this_machine: false,
         },
         envelopes: vec![envelope(recipients)],
         size: 100,
@@ -406,6 +407,11 @@ fn a_message_that_requires_tls_goes_only_to_hosts_that_have_proved_themselves() 
     scene.check(&format!("{secured}C: QUIT\nS: 221 bye"), &refused);
     scene.host_is_verified = true;
     scene.check(&accepted, &["bounced 550 no", "closed"]);
+    // Into a store on this machine.
+    scene.host_is_verified = false;
+    scene.settings.within_this_machine = true;
+    let local = "S: 220 hi\nC: EHLO me\nS: 250 x\nC: MAIL FROM:<s@a.example>\nS: 550 no\nC: QUIT\nS: 221 bye";
+    scene.check(local, &["bounced 550 no", "closed"]);
 }
 
 const CHUNKING: &str = "S: 220 hi\nC: EHLO me\nS: 250-x\nS: 250-PIPELINING\nS: 250-BINARYMIME\nS: 250 CHUNKING\n";
