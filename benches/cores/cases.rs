@@ -119,6 +119,7 @@ fn smtp_client_message() -> Box<dyn FnMut()> {
         nonce: String::new(),
         plain_text_login: false,
         chunking: false,
+        within_this_machine: false,
     };
     let mut client = Client::new(settings);
     client.handle_bytes(b"220 far.example ESMTP\r\n");
