@@ -329,7 +329,7 @@ impl Pools {
             directory: HelperPool::new("directory", 1, 16)?,
             reads: HelperPool::new("mail-read", 2, 256)?,
             turns: HelperPool::new("mail-turn", 32, 256)?,
-            writes: HelperPool::new("mail-write", 4, 256)?,
+            writes: HelperPool::new("mail-write", 16, 256)?,
         })
     }
 }

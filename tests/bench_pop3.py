@@ -107,7 +107,7 @@ def wait_for(port, process):
     sys.exit("a server does not answer")
 
 
-def start_ringmail(folder):
+def start_ringmail(folder, users=()):
     data = folder / "ringmail"
     data.mkdir(exist_ok=True)
     pop3, smtp = free_port(), free_port()
@@ -128,9 +128,10 @@ mail_dir = "{folder / 'mail'}"
 servers = ["{LOOPBACK}:{free_port()}"]
 """)
     program = os.environ.get("RINGMAIL_BIN") or str(ROOT / "target/release/ringmail")
-    if not (data / "users").exists():
-        for number in range(USERS):
-            subprocess.run([program, "-c", config, "user", "add", f"user{number}", "--password-stdin"],
+    known = (data / "users").read_text() if (data / "users").exists() else ""
+    for user in [f"user{number}" for number in range(USERS)] + list(users):
+        if f"{user}:" not in known:
+            subprocess.run([program, "-c", config, "user", "add", user, "--password-stdin"],
                            input=b"secret\n", check=True, stdout=subprocess.DEVNULL)
     log = (data / "log").open("ab")
     process = subprocess.Popen([program, "-c", config, "run"], stdout=log, stderr=log)
@@ -311,8 +312,108 @@ def bench_large(folder, rounds):
     with_both(folder, lambda servers: compare("RETR of 5 MiB, one session", "messages", servers, rounds))
 
 
+# Delivery. Both take mail by SMTP, sync it to their queue, and deliver it into one Maildir for each user, syncing again; the
+# clock runs from the first connection until the last file is there. Postfix delivers with local(8) to accounts of the
+# system, and without limits that would hold it back.
+
+ACCOUNTS = ["games", "lp", "man", "news"]
+DELIVERED = 2_000
+
+
+def start_postfix(folder):
+    base = folder / "postfix"
+    (base / "etc").mkdir(parents=True, exist_ok=True)
+    (base / "lib").mkdir(exist_ok=True)
+    (base / "queue").mkdir(exist_ok=True)
+    shutil.chown(base / "lib", "postfix")
+    port = free_port()
+    (base / "etc/main.cf").write_text(f"""compatibility_level = 3.6
+myhostname = bench.test
+mydestination = bench.test
+queue_directory = {base}/queue
+data_directory = {base}/lib
+maillog_file = {base}/mail.log
+maillog_file_prefixes = {base}
+local_recipient_maps =
+alias_maps =
+alias_database =
+mynetworks = 127.0.0.0/8
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+mail_spool_directory = {folder}/mail-postfix/
+disable_dns_lookups = yes
+smtpd_peername_lookup = no
+smtpd_client_connection_count_limit = 0
+smtpd_tls_security_level = none
+smtputf8_enable = no
+in_flow_delay = 0
+local_destination_concurrency_limit = 50
+initial_destination_concurrency = 50
+""")
+    services = [f"127.0.0.1:{port} inet n - n - - smtpd", "local unix - n n - - local"] + [
+        f"{name} unix {private} - n - {limit} {command}" for name, private, limit, command in [
+            ("cleanup", "n", "0", "cleanup"), ("qmgr", "n", "1", "qmgr"), ("rewrite", "-", "-", "trivial-rewrite"),
+            ("bounce", "-", "0", "bounce"), ("defer", "-", "0", "bounce"), ("trace", "-", "0", "bounce"),
+            ("proxymap", "-", "-", "proxymap"), ("error", "-", "-", "error"), ("retry", "-", "-", "error"),
+            ("anvil", "-", "1", "anvil"), ("showq", "n", "-", "showq"), ("flush", "n", "0", "flush")]]
+    services.append("postlog unix-dgram n - n - 1 postlogd")
+    (base / "etc/master.cf").write_text("\n".join(services) + "\n")
+    process = subprocess.Popen(["postfix", "-c", base / "etc", "start-fg"], start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(port, process)
+    server = Server("postfix", port, process)
+    server.smtp, server.mail = port, folder / "mail-postfix"
+    server.stop_command = ["postfix", "-c", str(base / "etc"), "stop"]
+    return server
+
+
+def deliver(server, messages):
+    """Sends to four users at once and waits until all of it is in their Maildirs."""
+    for account in ACCOUNTS:
+        for sub in ("new", "cur", "tmp"):
+            path = server.mail / account / sub
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+        if server.name == "postfix":
+            for path in (server.mail / account, *(server.mail / account / sub for sub in ("new", "cur", "tmp"))):
+                shutil.chown(path, account)
+    each = messages // len(ACCOUNTS)
+    cpu, began = server.cpu(), time.monotonic()
+    sources = [subprocess.Popen(["smtp-source", "-s", "5", "-m", str(each), "-l", "4096", "-d", "-f", "a@bench.test",
+                                 "-t", f"{account}@bench.test", f"inet:{LOOPBACK}:{server.smtp}"]) for account in ACCOUNTS]
+    for source in sources:
+        if source.wait(600):
+            sys.exit(f"{server.name} did not take the mail")
+    while sum(len(os.listdir(server.mail / account / "new")) for account in ACCOUNTS) < each * len(ACCOUNTS):
+        if time.monotonic() - began > 600:
+            sys.exit(f"{server.name} does not deliver")
+        time.sleep(0.005)
+    seconds = time.monotonic() - began
+    return {"done": messages, "per_second": messages / seconds, "cpu": server.cpu() - cpu}
+
+
 def bench_delivery(folder, rounds):
-    print("delivery: not compared yet")
+    if not shutil.which("smtp-source", path=os.environ["PATH"] + ":/usr/sbin"):
+        print("delivery: needs the Debian package postfix")
+        return
+    os.environ["PATH"] += ":/usr/sbin"
+    ours = start_ringmail(folder, ACCOUNTS)
+    ours.mail = folder / "mail"
+    theirs = start_postfix(folder)
+    try:
+        reports = {server.name: [] for server in (ours, theirs)}
+        for number in range(min(rounds, 5) + 1):
+            for server in (ours, theirs) if number % 2 else (theirs, ours):
+                report = deliver(server, DELIVERED)
+                if number > 0:
+                    reports[server.name].append(report)
+        print_comparison(f"delivery of 4 KiB into 4 Maildirs, by SMTP over 20 sessions, {DELIVERED} messages", "messages",
+                         reports)
+    finally:
+        ours.stop()
+        subprocess.run(theirs.stop_command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+        theirs.stop()
+
 
 if __name__ == "__main__":
     main()

@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 
 /// Jobs in one turn of a helper thread.
 const TURN_JOBS_MAX: usize = 32;
-/// Turns at once: while one waits for the disk the next is filled.
-const TURNS_MAX: usize = 4;
+/// Turns at once. Syncs that are asked for at the same time cost the file system one commit together, one after the other
+/// each its own: so jobs that wait are spread over many short turns instead of filling one.
+const TURNS_MAX: usize = 16;
 /// Pause when the helper pool takes nothing more.
 const POOL_FULL_PAUSE: Duration = Duration::from_millis(20);
 
@@ -337,7 +338,7 @@ impl<R: MessageReader> Deliverer<R> {
         loop {
             let turn: Vec<(Job, Instant)> = {
                 let mut waiting = self.waiting.borrow_mut();
-                let count = waiting.len().min(TURN_JOBS_MAX);
+                let count = waiting.len().div_ceil(TURNS_MAX).min(TURN_JOBS_MAX);
                 waiting.drain(..count).collect()
             };
             if turn.is_empty() {

@@ -249,6 +249,8 @@ pub struct Users {
     by_name: HashMap<Arc<str>, usize>,
     /// Users without keys for SCRAM.
     without_scram: usize,
+    /// Users with a retention of their own.
+    with_retention: usize,
 }
 
 impl Users {
@@ -273,6 +275,7 @@ impl Users {
                 return Err(wrong(format!("user {} is there a second time", user.name.as_str())));
             }
             users.without_scram += usize::from(user.scram.is_none());
+            users.with_retention += usize::from(user.retention.is_some());
             users.users.push(user);
         }
         Ok(users)
@@ -290,6 +293,11 @@ impl Users {
     /// clients that prefer SCRAM do not try another one when it fails.
     pub fn all_have_scram(&self) -> bool {
         self.without_scram == 0
+    }
+
+    /// Whether some users have a retention of their own.
+    pub fn retention_varies(&self) -> bool {
+        self.with_retention > 0
     }
 
     /// All users in the order of the file.

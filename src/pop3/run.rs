@@ -300,7 +300,7 @@ impl Shard {
             scram_plus: sessions.scram_plus,
             apop_timestamp: sessions.apop.then(|| self.apop_timestamp()),
             retention: self.settings.mailboxes.retention,
-            retention_varies: directory.users().iter().any(|user| user.retention.is_some()),
+            retention_varies: directory.users().retention_varies(),
             login_delay: sessions.login_delay.as_secs(),
         }
     }

@@ -106,4 +106,25 @@ mod tests {
         })
         .unwrap();
     }
+
+    #[test]
+    fn what_a_full_pool_does_not_take_comes_back() {
+        let pool = HelperPool::new("test", 1, 1).unwrap();
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        pool.submit(move || drop(blocked.recv())).unwrap();
+        // The thread is at work on the first job, one more waits, and nothing else fits.
+        let mut came_back = None;
+        while came_back.is_none() {
+            came_back = pool.submit_or_return("value", |_| ()).err();
+        }
+        assert_eq!(came_back, Some(("value", HelperError::Full)));
+        drop(release);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut pending = sender;
+        while let Err((returned, _)) = pool.submit_or_return(pending, |sender| sender.send("taken").unwrap()) {
+            pending = returned;
+            std::thread::yield_now();
+        }
+        assert_eq!(receiver.recv(), Ok("taken"));
+    }
 }
