@@ -111,7 +111,10 @@ mod tests {
     fn what_a_full_pool_does_not_take_comes_back() {
         let pool = HelperPool::new("test", 1, 1).unwrap();
         let (release, blocked) = std::sync::mpsc::channel::<()>();
-        pool.submit(move || drop(blocked.recv())).unwrap();
+        pool.submit(move || {
+            let _ = blocked.recv();
+        })
+        .unwrap();
         // The thread is at work on the first job, one more waits, and nothing else fits.
         let mut came_back = None;
         while came_back.is_none() {
