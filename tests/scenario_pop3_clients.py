@@ -327,6 +327,12 @@ def hostile(box):
     for session in sessions:
         session.close()
 
+    def admitted():
+        wire = Wire("127.0.0.1", box.open)
+        wire.close()
+        return wire.greeting.startswith("+OK")
+    wait_until(admitted, "a new session after the others have closed", 20)
+
 
 def expire(box):
     """retention: QUIT removes what was retrieved, and EXPIRE says so"""
