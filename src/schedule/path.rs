@@ -12,16 +12,17 @@ use crate::smtp::Reply;
 pub struct Window {
     size: f32,
     size_max: f32,
-    /// It has shrunk once, so it grows by one per window of successes and not per success.
+    /// It has shrunk once, so it grows by one per window of successes and not per success, and slowly.
     careful: bool,
     shrunk_ms: u64,
+    grown_ms: u64,
 }
 
 impl Window {
     /// At most `max` (at least 1); starts with [`WINDOW_START`].
     pub fn new(max: usize) -> Window {
         let size_max = max.clamp(1, 1 << 20) as f32;
-        Window { size: WINDOW_START.min(size_max), size_max, careful: false, shrunk_ms: 0 }
+        Window { size: WINDOW_START.min(size_max), size_max, careful: false, shrunk_ms: 0, grown_ms: 0 }
     }
 
     /// A window that is always fully open.
@@ -42,18 +43,23 @@ impl Window {
     }
 
     /// A transaction succeeded.
-    pub fn grow(&mut self) {
-        let step = if self.careful { 1.0 / self.size } else { 1.0 };
+    pub fn grow(&mut self, now_ms: u64) {
+        let step = match self.careful {
+            true => (now_ms.saturating_sub(self.grown_ms) as f32 / GROW_MS_MIN).min(1.0 / self.size),
+            false => 1.0,
+        };
+        self.grown_ms = now_ms;
         self.size = (self.size + step).min(self.size_max);
     }
 
-    /// A transaction failed for the site's sake. Failures of one moment count once, for they have one cause.
-    pub fn shrink(&mut self, now_ms: u64) {
-        if self.careful && now_ms < self.shrunk_ms + SHRINK_MS_MIN {
+    /// A transaction that started at `since_ms` failed for the site's sake. What started before the window shrank last
+    /// says nothing about the window as it is.
+    pub fn shrink(&mut self, now_ms: u64, since_ms: u64) {
+        if self.careful && since_ms < self.shrunk_ms {
             return;
         }
         self.careful = true;
-        self.shrunk_ms = now_ms;
+        (self.shrunk_ms, self.grown_ms) = (now_ms, now_ms);
         self.size = (self.size * SHRINK_FACTOR).max(1.0);
     }
 }
@@ -61,7 +67,9 @@ impl Window {
 /// Window of a path that nothing is known of.
 const WINDOW_START: f32 = 5.0;
 const SHRINK_FACTOR: f32 = 0.7;
-const SHRINK_MS_MIN: u64 = 1_000;
+/// Time in which a window that has shrunk grows by one at most: a far side that asked for less must not be asked for more
+/// a moment later.
+const GROW_MS_MIN: f32 = 3_000.0;
 
 /// Whether a path takes transactions. Normal way: `Open` for ever. Failures in a row, or one with no other connection,
 /// make it `Paused`; when the time is over one probe is `Probing`; the probe's success opens it, its failure pauses it
@@ -177,7 +185,7 @@ impl Path {
     }
 
     /// A transaction ended well, as far as the site is concerned (one recipient's trouble is not the site's).
-    pub fn succeeded(&mut self) {
+    pub fn succeeded(&mut self, now_ms: u64) {
         self.failures = 0;
         self.last_failure = None;
         self.has_succeeded = true;
@@ -186,13 +194,14 @@ impl Path {
             // Open, but as if new: what stood in the queue meanwhile must not come down on it at once.
             self.window.size = self.window.size.min(2.0);
         }
-        self.window.grow();
+        self.window.grow(now_ms);
     }
 
     /// A transaction failed for the site's sake. Gives the end of the pause that begins now, if one does.
-    pub fn failed(&mut self, now_ms: u64, lane: LaneId, pause: PauseRange, random: &mut Random) -> Option<u64> {
+    pub fn failed(&mut self, end: End, pause: PauseRange, random: &mut Random) -> Option<u64> {
+        let End { now_ms, since_ms, lane } = end;
         self.failures = self.failures.saturating_add(1);
-        self.window.shrink(now_ms);
+        self.window.shrink(now_ms, since_ms);
         let pauses = match self.health {
             Health::Open if self.failures >= FAILURES_MAX || self.busy + self.idle.len() == 0 => 0,
             Health::Probing { lane: probe, pauses } if probe == lane => pauses,
@@ -202,9 +211,10 @@ impl Path {
     }
 
     /// The far side asks for less. One transaction at a time is the least; then it gets a pause.
-    pub fn throttled(&mut self, now_ms: u64, lane: LaneId, pause: PauseRange, random: &mut Random) -> Option<u64> {
+    pub fn throttled(&mut self, end: End, pause: PauseRange, random: &mut Random) -> Option<u64> {
+        let End { now_ms, since_ms, lane } = end;
         let was_least = self.window.limit() == 1;
-        self.window.shrink(now_ms);
+        self.window.shrink(now_ms, since_ms);
         let pauses = match self.health {
             Health::Open if was_least => 0,
             Health::Probing { lane: probe, pauses } if probe == lane => pauses,
@@ -222,7 +232,7 @@ impl Path {
 
     /// Nothing for so long, whatever its state; gives the end of the pause, where that is news.
     pub fn pause_for(&mut self, now_ms: u64, pause_ms: u64) -> Option<u64> {
-        self.window.shrink(now_ms);
+        self.window.shrink(now_ms, now_ms);
         let new_ms = now_ms + pause_ms;
         let pauses = match self.health {
             Health::Paused { until_ms, .. } if until_ms >= new_ms => return None,
@@ -266,6 +276,17 @@ pub fn take_turn(paths: &mut [Path], candidates: &[usize]) -> Option<usize> {
 /// Failures in a row that pause a path which still has connections.
 const FAILURES_MAX: u32 = 3;
 
+/// The end of a transaction.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// When.
+    pub now_ms: u64,
+    /// When it started.
+    pub since_ms: u64,
+    /// Its lane.
+    pub lane: LaneId,
+}
+
 /// Bounds of a pause before jitter.
 #[derive(Clone, Copy, Debug)]
 pub struct PauseRange {
@@ -295,17 +316,19 @@ mod tests {
     fn the_window_grows_to_its_maximum_and_shrinks_gradually() {
         let mut window = Window::new(20);
         assert_eq!(window.limit(), 5);
-        (0..100).for_each(|_| window.grow());
+        (0..100).for_each(|_| window.grow(9_000));
         assert_eq!(window.limit(), 20);
-        window.shrink(10_000);
-        window.shrink(10_001);
-        assert_eq!(window.limit(), 14, "failures of one moment count once");
-        (0..14).for_each(|_| window.grow());
+        window.shrink(10_000, 9_000);
+        window.shrink(10_500, 9_999);
+        assert_eq!(window.limit(), 14, "what ran already when it shrank counts once");
+        (1..=14).for_each(|n| window.grow(10_000 + n * 1_000));
         assert_eq!(window.limit(), 14, "careful growth: about one per window");
-        window.grow();
-        window.grow();
+        window.grow(25_000);
+        window.grow(26_000);
         assert_eq!(window.limit(), 15);
-        (0..50).for_each(|n| window.shrink(20_000 + n * 1_000));
+        (0..1_000).for_each(|n| window.grow(26_000 + n));
+        assert_eq!(window.limit(), 15, "and one in three seconds at most");
+        (0..50).for_each(|n| window.shrink(30_000 + n, 30_000 + n));
         assert_eq!(window.limit(), 1, "never below one");
         assert_eq!(Window::new(3).limit(), 3);
     }
@@ -320,7 +343,8 @@ mod tests {
             path.started(now, lane);
             assert!(round == 0 || !path.may_start(now), "only one probe");
             path.busy -= 1;
-            let until = path.failed(now, lane, PAUSE, &mut random).expect("a path without other lanes pauses");
+            let end = End { now_ms: now, since_ms: now, lane };
+            let until = path.failed(end, PAUSE, &mut random).expect("a path without other lanes pauses");
             let pause = until - now;
             assert!((800..=72_000).contains(&pause), "{pause}");
             assert!(pause >= last || pause >= 48_000, "round {round}: {pause} after {last}");
@@ -330,7 +354,7 @@ mod tests {
         }
         path.started(now, LaneId(99));
         path.busy -= 1;
-        path.succeeded();
+        path.succeeded(now);
         assert_eq!((path.health, path.failures), (Health::Open, 0));
         assert!(path.window.limit() <= 3);
     }
@@ -339,10 +363,11 @@ mod tests {
     fn one_failure_among_good_connections_does_not_pause() {
         let (mut path, mut random) = (path(1), Random::new(7));
         path.busy = 3;
-        assert_eq!(path.failed(0, LaneId(1), PAUSE, &mut random), None);
-        assert_eq!(path.failed(0, LaneId(2), PAUSE, &mut random), None);
-        assert!(path.failed(0, LaneId(3), PAUSE, &mut random).is_some(), "three in a row do");
-        assert_eq!(path.failed(0, LaneId(4), PAUSE, &mut random), None, "a pause is not prolonged by what still ran");
+        let end = |lane| End { now_ms: 0, since_ms: 0, lane: LaneId(lane) };
+        assert_eq!(path.failed(end(1), PAUSE, &mut random), None);
+        assert_eq!(path.failed(end(2), PAUSE, &mut random), None);
+        assert!(path.failed(end(3), PAUSE, &mut random).is_some(), "three in a row do");
+        assert_eq!(path.failed(end(4), PAUSE, &mut random), None, "a pause is not prolonged by what still ran");
     }
 
     #[test]
@@ -351,7 +376,9 @@ mod tests {
         let mut sizes = Vec::new();
         for second in 1..10 {
             sizes.push(path.window.limit());
-            if path.throttled(second * 2_000, LaneId(1), PAUSE, &mut random).is_some() {
+            let now_ms = second * 2_000;
+            let end = End { now_ms, since_ms: now_ms, lane: LaneId(1) };
+            if path.throttled(end, PAUSE, &mut random).is_some() {
                 break;
             }
         }
@@ -359,7 +386,7 @@ mod tests {
         assert!(matches!(path.health, Health::Paused { pauses: 1, .. }));
         assert_eq!(path.pause_for(20_000, 900_000), Some(920_000));
         assert_eq!(path.pause_for(20_000, 60_000), None, "the longer pause stays");
-        path.succeeded();
+        path.succeeded(30_000);
         assert_eq!(path.health, Health::Open);
     }
 

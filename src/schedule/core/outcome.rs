@@ -8,7 +8,7 @@ use super::{
 use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote, SuccessReport};
 use crate::config::ReplyEffect;
 use crate::dns::route::RouteFailure;
-use crate::schedule::path::{Health, PauseRange};
+use crate::schedule::path::{End, Health, PauseRange};
 use crate::schedule::pool::NONE;
 use crate::schedule::rules::with_class;
 use crate::smtp::{EnhancedCode, Reply};
@@ -63,7 +63,7 @@ impl Scheduler {
             self.totals.strays += 1;
             return;
         };
-        let LaneUse::Busy { part, first, closed, .. } = lane.state else {
+        let LaneUse::Busy { part, first, closed, since_ms } = lane.state else {
             // The late end of a job that was given up: too late for its recipients, but perhaps the end of the lane.
             self.totals.strays += 1;
             if done.lane_state != LaneState::Open {
@@ -77,7 +77,8 @@ impl Scheduler {
         let mut sorted = self.sort_outcomes(part, &done);
         self.ask_rules(&done, &mut sorted);
         self.sites[site as usize].paths[path].busy -= 1;
-        let pause_ends = self.judge_site(now, (site, path), &done, &sorted, first);
+        let pause_ends =
+            self.judge_site(End { now_ms: now, since_ms, lane: done.lane }, (site, path), &done, &sorted, first);
         let context = Context {
             site: Some(self.sites[site as usize].name.clone()),
             remote: done.remote.clone(),
@@ -158,12 +159,13 @@ impl Scheduler {
     /// Tells a path, by its site and index, how its transaction ended. Gives the end of the pause, where one begins.
     fn judge_site(
         &mut self,
-        now: u64,
+        end: End,
         (key, index): (u32, usize),
         done: &JobDone,
         sorted: &Sorted,
         first: bool,
     ) -> Option<u64> {
+        let now = end.now_ms;
         let pause = PauseRange { ms_min: self.settings.pause_ms_min, ms_max: self.settings.pause_ms_max };
         let answered = !sorted.delivered.is_empty() || !sorted.bounced.is_empty() || !sorted.deferred.is_empty();
         let broken = done.lane_state == LaneState::Failed && sorted.delivered.is_empty();
@@ -174,7 +176,7 @@ impl Scheduler {
         }
         if let Some(reply) = &sorted.advice.throttle {
             path.last_failure = Some(reply.clone());
-            return path.throttled(now, done.lane, pause, &mut self.random);
+            return path.throttled(end, pause, &mut self.random);
         }
         // A job that crossed the end of an idle lane says nothing; on a new lane it means that none could be opened. As
         // a probe it proves nothing either, and must not leave the site waiting for it.
@@ -184,11 +186,11 @@ impl Scheduler {
         }
         if sorted.site_reply.is_some() || broken || !answered {
             path.last_failure = sorted.site_reply.clone().or(path.last_failure.take());
-            let until = path.failed(now, done.lane, pause, &mut self.random);
+            let until = path.failed(end, pause, &mut self.random);
             self.judge_egress(now, key, index, false);
             return until;
         }
-        path.succeeded();
+        path.succeeded(now);
         self.judge_egress(now, key, index, true);
         None
     }

@@ -179,20 +179,21 @@ fn transient(code: u16, text: &str) -> Outcome {
 #[test]
 fn a_reply_that_asks_for_less_gets_less() {
     let mut bench = Bench::plain();
-    for _ in 0..10 {
+    for _ in 0..20 {
         bench.accept(&["far.example"]);
     }
     assert_eq!(bench.jobs.len(), 5);
-    for expected in [3, 2, 1] {
+    let refuse_all = |bench: &mut Bench| {
         bench.now += 2_000;
-        let job = bench.job();
-        bench.done(job, LaneState::Open, |_| transient(451, "Too many messages, slow down"));
-        assert_eq!(bench.scheduler.site_list(bench.now)[0]["window"], expected);
+        for (_, job) in std::mem::take(&mut bench.jobs) {
+            bench.done(job, LaneState::Closed, |_| transient(451, "Too many messages, slow down"));
+        }
+    };
+    for expected in [3, 2, 1] {
+        refuse_all(&mut bench);
+        assert_eq!(bench.scheduler.site_list(bench.now)[0]["window"], expected, "one step for those of one window");
     }
-    bench.now += 2_000;
-    while let Some((_, job)) = bench.jobs.pop_front() {
-        bench.done(job, LaneState::Open, |_| transient(451, "Too many messages, slow down"));
-    }
+    refuse_all(&mut bench);
     assert_eq!(bench.scheduler.site_list(bench.now)[0]["state"], "paused");
 }
 
@@ -238,4 +239,35 @@ fn one_sender_never_holds_up_another() {
         before += 1;
     }
     assert!(before <= 4, "{before} messages of the other went first");
+}
+
+/// A far side that takes 8 transactions at once, each of 100 ms, and asks for less where more come.
+#[test]
+fn the_window_finds_what_a_far_side_takes() {
+    const TAKES: usize = 8;
+    let mut bench = Bench::new(Settings { limits: limits(50, 100), ..settings() }, Router::default());
+    for _ in 0..12_000 {
+        bench.accept(&["far.example"]);
+    }
+    let mut running: VecDeque<(u64, Job, bool)> = VecDeque::new();
+    let (mut done, mut refused, mut width) = (0, 0, 0);
+    while done < 8_000 {
+        while let Some((_, job)) = bench.jobs.pop_front() {
+            let is_taken = running.len() < TAKES;
+            running.push_back((bench.now + 100, job, is_taken));
+        }
+        let (end, job, is_taken) = running.pop_front().expect("there is enough to do");
+        bench.now = bench.now.max(end);
+        // The first half is for finding.
+        if done > 4_000 {
+            refused += usize::from(!is_taken);
+            width += running.len() + 1;
+        }
+        done += 1;
+        let outcome = if is_taken { delivered() } else { transient(451, "Too many messages, slow down") };
+        bench.done(job, LaneState::Closed, |_| outcome.clone());
+    }
+    let width = width as f64 / 4_000.0;
+    assert!((5.5..9.0).contains(&width), "it runs {width} at once");
+    assert!(refused < 120, "{refused} of 4,000 were refused");
 }
