@@ -58,6 +58,7 @@ impl Bench {
             null_reverse_path: false,
             priority: 0,
             sender: SenderKey { address: (self.next % 97) as u32, domain: 1 },
+            release_ms: 0,
             recipient_domains: [self.domains[(self.next % DOMAINS) as usize].clone()].into_iter().collect(),
         };
         self.core.handle_accepted(self.now, Incoming::from(message));

@@ -220,6 +220,7 @@ fn envelope() -> Envelope {
         ret: None,
         envid: None,
         priority: 0,
+        release_ms: None,
         origin: Origin::Smtp { client: [127, 0, 0, 1].into(), helo: "bench".into(), login: None },
     }
 }

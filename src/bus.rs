@@ -76,6 +76,8 @@ pub struct AcceptedMessage {
     pub priority: i8,
     /// Whose it is, for fairness and for the choice of what it leaves by.
     pub sender: SenderKey,
+    /// Nothing is delivered before this time (FUTURERELEASE), milliseconds since the UNIX epoch; 0 is at once.
+    pub release_ms: u64,
     /// Domain (or address literal, with brackets) of each recipient, lower case A-labels, in envelope order.
     pub recipient_domains: SmallVec<[Arc<str>; 1]>,
 }

@@ -399,7 +399,7 @@ def chunks(box):
         wire.close()
     wire = connect(box, "rcpt")
     wire.send(b"BDAT 1\r\nxBDAT 18446744073709551615 LAST\r\n" + M * 100 + b"QUIT\r\n")
-    check_equal([reply[:3] for reply in wire.replies(0.5)], ["250"], "a sum that no number holds is eaten, up to the end")
+    check_equal([reply[:3] for reply in wire.replies(0.5)], ["250", "552"], "a sum that no number holds is eaten, up to the end")
     wire.close()
     check_equal(len(box.lines.messages), box.count, "messages that left")
     check_equal(box.lines.anomalies, [], "anomalies at the far side")
@@ -579,6 +579,30 @@ def tls(box):
     wire.close()
 
 
+def held(box):
+    """FUTURERELEASE: a message is held as long as its sender asked for, also over a crash"""
+    port, now = box.ports["submission"], time.time()
+    context = ssl.create_default_context(cafile=str(box.dir / "cert.pem"))
+    wire = connect(box, "", port)
+    wire.ask(EHLO)
+    wire.ask("STARTTLS")
+    wire.socket = context.wrap_socket(wire.socket, server_hostname="relay.test")
+    check(re.search(r"(?m)^250-FUTURERELEASE 604800 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ$", wire.ask(EHLO)), "FUTURERELEASE is announced")
+    check(wire.ask("AUTH PLAIN " + b64("\0alice\0sesame")).startswith("235"), "AUTH")
+    for parameter, code in (("HOLDFOR=604801", "501 5.5.4"), ("HOLDFOR=-1", "501 5.5.4"), ("HOLDUNTIL=soon", "501 5.5.4"),
+                            ("HOLDFOR=1 HOLDUNTIL=2030-01-01T00:00:00Z", "5"), ("HOLDUNTIL=2999-01-01T00:00:00Z", "501 5.5.4")):
+        check(wire.ask(f"MAIL FROM:<alice@here.test> {parameter}").startswith(code), parameter)
+    for line, code in (("MAIL FROM:<alice@here.test> HOLDFOR=4", "250"), (RCPT, "250"), ("DATA", "354"), ("Subject: held\r\n\r\nx\r\n.", "250")):
+        check(wire.ask(line).startswith(code), line)
+    wire.close()
+    check_equal(len(box.lines.messages), box.count, "messages that left at once")
+    box.relay.kill()
+    box.relay.start()
+    box.count += 1
+    box.lines.wait(box.count)
+    check(time.time() - now >= 4, "it left before its time")
+
+
 def lmtp(box):
     """LMTP: LHLO, and a reply for each recipient after the end"""
     port = box.ports["lmtp"]
@@ -661,5 +685,5 @@ def stop(box):
     box.relay.stop()
 
 
-main(start, announcements, commands, dialogues, errors_end_sessions, data, chunks, binary, normalised, smuggling, auth, tls, lmtp,
+main(start, announcements, commands, dialogues, errors_end_sessions, data, chunks, binary, normalised, smuggling, auth, tls, held, lmtp,
      proxied, trace_of_hostile_names, stop)

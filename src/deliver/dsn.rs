@@ -174,6 +174,7 @@ pub fn envelope_for(request: &DsnRequest<'_>, returned: &Returned) -> Option<Env
         ret: None,
         envid: None,
         priority: request.envelope.priority,
+        release_ms: None,
         origin: Origin::Internal,
     })
 }
@@ -520,6 +521,7 @@ mod tests {
             ret: None,
             envid: None,
             priority: 0,
+            release_ms: None,
             origin: Origin::Internal,
         }
     }

@@ -442,6 +442,7 @@ mod tests {
                 ret: None,
                 envid: None,
                 priority: 0,
+                release_ms: None,
                 origin: Origin::Internal,
             }))
         }

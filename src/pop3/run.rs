@@ -427,6 +427,7 @@ mod tests {
                 ret: None,
                 envid: None,
                 priority: 0,
+                release_ms: None,
                 origin: Origin::Internal,
             };
             let lines: String = (0..location.0).map(|line| format!("..line {line}\r\n")).collect();

@@ -222,6 +222,9 @@ impl Receiver {
     }
 }
 
+/// FUTURERELEASE, for submission only (RFC 4865 section 3): a week.
+const HOLD_SECONDS_MAX: u32 = 7 * 86_400;
+
 fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
     SessionConfig {
         hostname: hostname.to_owned(),
@@ -248,6 +251,7 @@ fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
         binarymime: true,
         requiretls: true,
         mt_priority: true,
+        hold_seconds_max: if settings.profile.is_submission() { HOLD_SECONDS_MAX } else { 0 },
     }
 }
 

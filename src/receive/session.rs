@@ -167,6 +167,9 @@ impl Driver<'_> {
     async fn run(&mut self) -> Result<(), Lost> {
         Box::pin(self.begin()).await?;
         loop {
+            if self.listener.session.hold_seconds_max > 0 {
+                self.session.set_now(rt::unix_ms().div_ceil(1000));
+            }
             let taken = self.session.handle_input(self.input.octets());
             self.input.consume(taken);
             if let Some(event) = self.session.take_event() {

@@ -2,6 +2,7 @@
 
 use super::address::{AddressError, ForwardPath, ReversePath, check_domain};
 use super::attributes::{self, Attributes};
+use super::release::{self, Release};
 use super::reply::Reply;
 use super::xtext;
 use crate::spool::{BodyType, DsnReturn, Notify};
@@ -89,6 +90,8 @@ pub struct Mail {
     pub requiretls: bool,
     /// MT-PRIORITY= of RFC 6710, -9 to 9.
     pub priority: Option<i8>,
+    /// HOLDFOR= or HOLDUNTIL= of RFC 4865.
+    pub release: Option<Release>,
 }
 
 /// RCPT with its parameters.
@@ -117,6 +120,8 @@ pub struct Extensions {
     pub requiretls: bool,
     /// MT-PRIORITY (RFC 6710).
     pub mt_priority: bool,
+    /// FUTURERELEASE (RFC 4865).
+    pub future_release: bool,
 }
 
 /// Octets of ENVID= at most (RFC 3461 section 4.4).
@@ -237,6 +242,7 @@ fn mail(argument: &[u8], extensions: Extensions) -> Result<Mail, Reply> {
         envid: None,
         requiretls: false,
         priority: None,
+        release: None,
     };
     let mut seen = Seen::default();
     for parameter in parameters(&rest[consumed..])? {
@@ -254,6 +260,13 @@ fn mail(argument: &[u8], extensions: Extensions) -> Result<Mail, Reply> {
             None if extensions.requiretls && seen.first(name, "REQUIRETLS") => mail.requiretls = true,
             Some(value) if extensions.mt_priority && seen.first(name, "MT-PRIORITY") => {
                 mail.priority = Some(priority(value).ok_or_else(|| bad_value("MT-PRIORITY"))?);
+            }
+            // Only one of the two may stand (RFC 4865 section 4).
+            Some(value) if extensions.future_release && mail.release.is_none() && seen.first(name, "HOLDFOR") => {
+                mail.release = Some(release::parse_interval(value).ok_or_else(|| bad_value("HOLDFOR"))?);
+            }
+            Some(value) if extensions.future_release && mail.release.is_none() && seen.first(name, "HOLDUNTIL") => {
+                mail.release = Some(release::parse_time(value).ok_or_else(|| bad_value("HOLDUNTIL"))?);
             }
             None if extensions.smtputf8 && seen.first(name, "SMTPUTF8") => mail.smtputf8 = true,
             Some(value) if extensions.dsn && seen.first(name, "RET") => {
@@ -404,8 +417,15 @@ fn address_reply(error: AddressError, detail: u16) -> Reply {
 
 /// Body of the fuzz target: no input may panic, and what is taken holds no control characters.
 pub fn fuzz_command(line: &[u8]) {
-    let extensions =
-        Extensions { smtputf8: true, dsn: true, auth: true, binarymime: true, requiretls: true, mt_priority: true };
+    let extensions = Extensions {
+        smtputf8: true,
+        dsn: true,
+        auth: true,
+        binarymime: true,
+        requiretls: true,
+        mt_priority: true,
+        future_release: true,
+    };
     for smtputf8 in [false, true] {
         if let Ok(Command::Rcpt(Rcpt { forward_path: ForwardPath::Mailbox(address), orcpt, .. })) =
             parse(line, extensions, smtputf8)
@@ -420,8 +440,15 @@ pub fn fuzz_command(line: &[u8]) {
 mod tests {
     use super::*;
 
-    const ALL: Extensions =
-        Extensions { smtputf8: true, dsn: true, auth: true, binarymime: false, requiretls: true, mt_priority: true };
+    const ALL: Extensions = Extensions {
+        smtputf8: true,
+        dsn: true,
+        auth: true,
+        binarymime: false,
+        requiretls: true,
+        mt_priority: true,
+        future_release: true,
+    };
 
     fn code(line: &str) -> u16 {
         parse(line.as_bytes(), ALL, false).err().map_or(250, |reply| reply.code)
@@ -485,6 +512,10 @@ mod tests {
             ("MAIL FROM:<a@b.example> MT-PRIORITY=-0", 501),
             ("MAIL FROM:<a@b.example> MT-PRIORITY=+1", 501),
             ("MAIL FROM:<a@b.example> REQUIRETLS=yes", 555),
+            ("MAIL FROM:<a@b.example> HOLDFOR=86400", 250),
+            ("MAIL FROM:<a@b.example> HOLDUNTIL=2026-11-27T23:30:00Z", 250),
+            ("MAIL FROM:<a@b.example> HOLDUNTIL=tomorrow", 501),
+            ("MAIL FROM:<a@b.example> HOLDFOR=1 HOLDUNTIL=2026-11-27T23:30:00Z", 555),
         ] {
             assert_eq!(code(line), expected, "{line:?}");
         }

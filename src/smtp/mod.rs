@@ -8,6 +8,7 @@ pub mod chunk;
 pub mod client;
 pub mod command;
 pub mod data;
+pub mod release;
 pub mod reply;
 pub mod server;
 pub mod trace;

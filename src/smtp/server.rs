@@ -48,6 +48,9 @@ pub const COMMAND_LINE_BYTES_MAX: usize = 2048;
 /// The same for AUTH and its responses (RFC 4954 section 4.5.1 wants at least 12,288).
 pub const AUTH_LINE_BYTES_MAX: usize = 12_288;
 
+/// Octets of output for which a session at rest keeps the memory: the reply to EHLO fits.
+const OUTPUT_BYTES_KEPT: usize = 512;
+
 /// What a listener offers; one for many sessions. The default offers what needs nothing from outside.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -81,6 +84,9 @@ pub struct SessionConfig {
     pub requiretls: bool,
     /// MT-PRIORITY is taken and announced (RFC 6710).
     pub mt_priority: bool,
+    /// FUTURERELEASE is taken and announced (RFC 4865): seconds that a message may be held, at most 9 digits; 0 is never.
+    /// The driver then tells the time with [`Session::set_now`].
+    pub hold_seconds_max: u32,
 }
 
 impl Default for SessionConfig {
@@ -101,6 +107,7 @@ impl Default for SessionConfig {
             binarymime: false,
             requiretls: false,
             mt_priority: true,
+            hold_seconds_max: 0,
         }
     }
 }
@@ -237,6 +244,8 @@ pub struct Session {
     errors: usize,
     /// Transactions that were begun.
     transactions: usize,
+    /// Seconds since 1970, see [`Session::set_now`].
+    now_s: u64,
     /// The rest of an over-long line is being thrown away.
     skipping_line: bool,
     /// Octets of a refused chunk that are still to come, to be thrown away.
@@ -253,7 +262,7 @@ impl Session {
             state: State::Connected,
             waiting: None,
             event: None,
-            output: Vec::with_capacity(256),
+            output: Vec::with_capacity(OUTPUT_BYTES_KEPT / 2),
             peer,
             peer_name: None,
             forwarded: None,
@@ -264,6 +273,7 @@ impl Session {
             login: None,
             errors: 0,
             transactions: 0,
+            now_s: 0,
             skipping_line: false,
             eating: 0,
             spare: None,
@@ -277,6 +287,11 @@ impl Session {
         self.peer = peer;
     }
 
+    /// The time, seconds since 1970, rounded up (nothing is released early): before each input, where [`SessionConfig::hold_seconds_max`] is not 0.
+    pub fn set_now(&mut self, now_s: u64) {
+        self.now_s = now_s;
+    }
+
     /// Replies to write.
     pub fn output(&self) -> &[u8] {
         &self.output
@@ -285,6 +300,8 @@ impl Session {
     /// The output was written.
     pub fn clear_output(&mut self) {
         self.output.clear();
+        // What a long group of replies took is not kept while the session rests.
+        self.output.shrink_to(OUTPUT_BYTES_KEPT);
     }
 
     /// Write the output and close the connection.
@@ -451,6 +468,7 @@ impl Session {
             binarymime: self.config.binarymime,
             requiretls: self.requiretls_is_offered(),
             mt_priority: self.config.mt_priority,
+            future_release: self.config.hold_seconds_max > 0,
         }
     }
 

@@ -199,7 +199,7 @@ fn write_digits(digits: &mut [u8], mut value: u64) {
 
 /// Year, month (1 to 12) and day (1 to 31) of the Gregorian calendar for days since 1970-01-01. Years are taken to
 /// begin in March, so that the leap day is the last of its year; an era is the calendar's period of 400 years.
-fn civil(days: u64) -> (u64, u64, u64) {
+pub(super) fn civil(days: u64) -> (u64, u64, u64) {
     const DAYS_PER_ERA: u64 = 146_097;
     // From 0000-03-01 to 1970-01-01.
     const DAYS_BEFORE_EPOCH: u64 = 719_468;

@@ -24,6 +24,8 @@ pub struct Envelope {
     pub envid: Option<String>,
     /// MT-PRIORITY of RFC 6710, -9 to 9; 0 is normal.
     pub priority: i8,
+    /// FUTURERELEASE of RFC 4865: nothing is delivered before, milliseconds since 1970.
+    pub release_ms: Option<u64>,
     /// How it came here.
     pub origin: Origin,
 }
@@ -103,7 +105,8 @@ const FLAG_NULL_REVERSE_PATH: u8 = 4;
 const FLAG_ENVID: u8 = 8;
 const FLAG_INTERNAL: u8 = 16;
 const FLAG_LOGIN: u8 = 32;
-const FLAGS_KNOWN: u8 = 63;
+const FLAG_RELEASE: u8 = 64;
+const FLAGS_KNOWN: u8 = 127;
 
 const NOTIFY_SUCCESS: u8 = 1;
 const NOTIFY_FAILURE: u8 = 2;
@@ -164,7 +167,8 @@ impl Envelope {
                 | flag(self.reverse_path == ReversePath::Null, FLAG_NULL_REVERSE_PATH)
                 | flag(self.envid.is_some(), FLAG_ENVID)
                 | flag(self.origin == Origin::Internal, FLAG_INTERNAL)
-                | flag(login.is_some(), FLAG_LOGIN),
+                | flag(login.is_some(), FLAG_LOGIN)
+                | flag(self.release_ms.is_some(), FLAG_RELEASE),
         );
         out.push(match self.body_type {
             BodyType::SevenBit => 0,
@@ -177,6 +181,9 @@ impl Envelope {
             Some(DsnReturn::Headers) => 2,
         });
         out.push(self.priority as u8);
+        if let Some(release_ms) = self.release_ms {
+            out.extend_from_slice(&release_ms.to_le_bytes());
+        }
         if let ReversePath::Mailbox(address) = &self.reverse_path {
             put_string(out, address.as_str());
         }
@@ -239,6 +246,10 @@ impl Envelope {
             _ => return Err(EnvelopeError::Value("RET")),
         };
         let priority = input.u8()? as i8;
+        let release_ms = match flags & FLAG_RELEASE {
+            0 => None,
+            _ => Some(u64::from_le_bytes(input.array()?)),
+        };
         let reverse_path = match flags & FLAG_NULL_REVERSE_PATH {
             0 => ReversePath::Mailbox(input.address()?),
             _ => ReversePath::Null,
@@ -273,6 +284,7 @@ impl Envelope {
             ret,
             envid,
             priority,
+            release_ms,
             origin,
         })
     }
@@ -366,6 +378,7 @@ mod tests {
             ret: Some(DsnReturn::Headers),
             envid: Some("QQ314159".into()),
             priority: -9,
+            release_ms: Some(1_795_822_200_000),
             origin: Origin::Smtp {
                 client: "2001:db8::1".parse().unwrap(),
                 helo: "client.example".into(),
@@ -384,6 +397,7 @@ mod tests {
             ret: None,
             envid: None,
             priority: 0,
+            release_ms: None,
             origin: Origin::Internal,
         }
     }
@@ -421,12 +435,12 @@ mod tests {
             assert_eq!(Envelope::decode(&bytes), Err(error));
         };
         check(0, 2, EnvelopeError::Version(2));
-        check(1, 64, EnvelopeError::Value("flags"));
+        check(1, 128, EnvelopeError::Value("flags"));
         check(1, FLAG_INTERNAL | FLAG_LOGIN, EnvelopeError::Value("flags"));
         check(2, 3, EnvelopeError::Value("body type"));
         check(3, 3, EnvelopeError::Value("RET"));
-        check(7, b'@', EnvelopeError::Value("address"));
-        check(7, 0xFF, EnvelopeError::Value("string"));
+        check(15, b'@', EnvelopeError::Value("address"));
+        check(15, 0xFF, EnvelopeError::Value("string"));
     }
 
     #[test]

@@ -235,6 +235,7 @@ impl Committed {
             null_reverse_path: envelope.reverse_path == ReversePath::Null,
             priority: envelope.priority,
             sender: SenderKey::of(&envelope.reverse_path),
+            release_ms: envelope.release_ms.unwrap_or(0),
             recipient_domains: envelope.recipients.iter().map(|recipient| recipient.routing_domain().into()).collect(),
         }
     }

@@ -504,12 +504,14 @@ fn take_record(
 
 /// A scanned record as a survivor that nothing is known of yet.
 fn survivor(location: Location, record: &RecordHeader, envelope: &Envelope, interner: &mut Interner) -> Survivor {
-    let pending = RecipientState::Pending { attempts: 0, next_ms: 0 };
+    let release_ms = envelope.release_ms.unwrap_or(0);
+    let pending = RecipientState::Pending { attempts: 0, next_ms: release_ms };
     let recipients = envelope.recipients.iter();
     Survivor {
         queue_id: record.queue_id,
         location,
-        arrival_ms: record.arrival_ms,
+        // As the scheduler sees it: age counts from the release.
+        arrival_ms: record.arrival_ms.max(release_ms),
         size: record.message_len(),
         null_reverse_path: envelope.reverse_path == ReversePath::Null,
         priority: envelope.priority,

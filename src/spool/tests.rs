@@ -23,6 +23,7 @@ pub(super) fn envelope(recipients: &[&str]) -> Envelope {
         ret: None,
         envid: None,
         priority: 0,
+        release_ms: None,
         origin: Origin::Smtp { client: [127, 0, 0, 1].into(), helo: "client".into(), login: None },
     }
 }

@@ -6,8 +6,15 @@ use ringmail::spool::BodyType;
 use smtp_proto::{MAIL_BODY_8BITMIME, MAIL_BODY_BINARYMIME, MAIL_REQUIRETLS, MAIL_SMTPUTF8, Request};
 use std::collections::BTreeMap;
 
-const ALL: Extensions =
-    Extensions { smtputf8: true, dsn: true, auth: true, binarymime: true, requiretls: true, mt_priority: true };
+const ALL: Extensions = Extensions {
+    smtputf8: true,
+    dsn: true,
+    auth: true,
+    binarymime: true,
+    requiretls: true,
+    mt_priority: true,
+    future_release: true,
+};
 
 /// How the two see a line.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]

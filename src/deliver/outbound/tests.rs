@@ -253,6 +253,7 @@ impl Desk {
             ret: None,
             envid: None,
             priority: 0,
+            release_ms: None,
             origin: Origin::Internal,
         };
         change(&mut envelope);

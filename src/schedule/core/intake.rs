@@ -59,11 +59,13 @@ impl IncomingState {
 
 impl From<AcceptedMessage> for Incoming {
     fn from(message: AcceptedMessage) -> Incoming {
-        let new = |domain| IncomingRecipient { domain, pending: Some(IncomingState::NEW) };
+        let state = IncomingState { next_ms: Some(message.release_ms), ..IncomingState::NEW };
+        let new = |domain| IncomingRecipient { domain, pending: Some(state) };
         Incoming {
             queue_id: message.queue_id,
             location: message.location,
-            arrival_ms: message.arrival_ms,
+            // Delay and age count from the release.
+            arrival_ms: message.arrival_ms.max(message.release_ms),
             size: message.size,
             null_reverse_path: message.null_reverse_path,
             priority: message.priority,

@@ -139,6 +139,10 @@ impl Bench {
     }
 
     fn incoming(&mut self, domains: &[&str]) -> Incoming {
+        self.incoming_for(domains, 0)
+    }
+
+    fn incoming_for(&mut self, domains: &[&str], release_ms: u64) -> Incoming {
         self.ids += 1;
         Incoming::from(AcceptedMessage {
             queue_id: QueueId(self.ids),
@@ -149,6 +153,7 @@ impl Bench {
             null_reverse_path: false,
             priority: 0,
             sender: SenderKey::default(),
+            release_ms,
             recipient_domains: domains.iter().map(|domain| Arc::from(*domain)).collect(),
         })
     }
@@ -590,6 +595,25 @@ fn survivors_keep_their_times_and_final_recipients_stay_final() {
     bench.go_to(START + HOUR + TICK_MS);
     let job = bench.job();
     assert_eq!((&job.recipients[..], job.attempts), (&[1][..], 3));
+    bench.done(job, LaneState::Open, |_| delivered());
+    assert!(bench.is_done(id));
+}
+
+#[test]
+fn a_message_waits_for_its_release_and_ages_from_there() {
+    let settings = Settings { lifetime_ms: HOUR, delay_dsn_after_ms: HOUR / 2, ..settings() };
+    let mut bench = Bench::new(settings, Router::default());
+    let release_ms = START + 7 * 24 * HOUR;
+    let incoming = bench.incoming_for(&["a.example"], release_ms);
+    let id = bench.put(incoming);
+    for _ in 0..7 * 24 - 1 {
+        bench.go_to(bench.now + HOUR);
+    }
+    bench.go_to(release_ms - TICK_MS);
+    assert!(bench.jobs.is_empty() && bench.reports.is_empty() && bench.fates.is_empty());
+    bench.go_to(release_ms + TICK_MS);
+    let job = bench.job();
+    assert_eq!(job.attempts, 0);
     bench.done(job, LaneState::Open, |_| delivered());
     assert!(bench.is_done(id));
 }

@@ -68,6 +68,7 @@ fn envelope(recipients: &[&str]) -> Envelope {
         ret: None,
         envid: None,
         priority: 0,
+        release_ms: None,
         origin: Origin::Internal,
     }
 }

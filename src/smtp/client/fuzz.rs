@@ -80,6 +80,7 @@ impl Player {
             ret: Some(DsnReturn::Full),
             envid: Some("id".into()),
             priority: 1,
+            release_ms: None,
             origin: Origin::Internal,
         };
         Player {

@@ -1,6 +1,7 @@
 //! Greeting, EHLO and what it announces, STARTTLS, HELP.
 
 use super::super::attributes::{XCLIENT_ATTRIBUTES, XFORWARD_ATTRIBUTES};
+use super::super::release::DateTime;
 use super::*;
 
 impl Session {
@@ -55,6 +56,10 @@ impl Session {
         }
         if config.mt_priority {
             out.extend_from_slice(b"250-MT-PRIORITY\r\n");
+        }
+        if config.hold_seconds_max > 0 {
+            let latest = DateTime(self.now_s.saturating_add(u64::from(config.hold_seconds_max)));
+            let _ = write!(out, "250-FUTURERELEASE {} {latest}\r\n", config.hold_seconds_max);
         }
         // RFC 9422: what is not limited is not named.
         let _ = write!(out, "250-LIMITS RCPTMAX={}", config.recipients_max);

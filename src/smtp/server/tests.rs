@@ -425,6 +425,36 @@ fn a_high_priority_needs_a_login_or_trust() {
 }
 
 #[test]
+fn messages_may_be_held() {
+    let holding = SessionConfig { hold_seconds_max: 3600, ..config() };
+    let mail = |parameter: &str| {
+        let mut session = Session::new(Arc::new(holding.clone()), stranger(), false);
+        session.set_now(1_795_822_200); // 2026-11-27T23:30:00Z
+        session.handle_input(b"EHLO c\r\n");
+        let announced = String::from_utf8_lossy(session.output()).into_owned();
+        assert!(announced.contains("\r\n250-FUTURERELEASE 3600 2026-11-28T00:30:00Z\r\n"), "{announced}");
+        session.clear_output();
+        session.handle_input(format!("MAIL FROM:<> {parameter}\r\n").as_bytes());
+        match session.take_event() {
+            Some(_) => {
+                session.mail_result(Ok(()));
+                Ok(session.envelope().unwrap().release_ms)
+            }
+            None => Err(String::from_utf8_lossy(session.output())[..9].to_owned()),
+        }
+    };
+    let refused = || Err("501 5.5.4".to_owned());
+    assert_eq!(mail("SIZE=1"), Ok(None));
+    assert_eq!(mail("HOLDFOR=3600"), Ok(Some(1_795_825_800_000)));
+    assert_eq!(mail("HOLDFOR=3601"), refused());
+    assert_eq!(mail("HOLDUNTIL=2026-11-28T00:30:00Z"), Ok(Some(1_795_825_800_000)));
+    assert_eq!(mail("HOLDUNTIL=2026-11-28T00:30:01Z"), refused());
+    assert_eq!(mail("HOLDUNTIL=2001-01-01T00:00:00Z"), Ok(Some(1_795_822_200_000)));
+    assert_eq!(mail("HOLDFOR=x"), refused());
+    check("EHLO c\r\nMAIL FROM:<> HOLDFOR=1\r\n", "250 555");
+}
+
+#[test]
 fn ehlo_may_be_wanted_strictly() {
     let strict = SessionConfig { strict_helo: true, ..config() };
     for (name, code) in [

@@ -22,7 +22,7 @@ pub(super) struct Transaction {
 /// A recipient is named by 16 bits in the spool.
 const RECIPIENTS_STORED_MAX: usize = u16::MAX as usize;
 /// Recipients for which a session at rest keeps the memory.
-const RECIPIENTS_KEPT: usize = 64;
+const RECIPIENTS_KEPT: usize = 8;
 
 impl Session {
     pub(super) fn transaction(&self) -> Option<&Transaction> {
@@ -73,12 +73,21 @@ impl Session {
             State::Ready if mail.size.is_some_and(|size| size > self.config.message_bytes_max) => {
                 self.refuse(Reply::new(552, (5, 3, 4), "the message is larger than SIZE"));
             }
+            State::Ready if self.release_ms(&mail).is_err() => {
+                self.refuse(Reply::new(501, (5, 5, 4), "the message may not be held that long"));
+            }
             State::Ready => {
                 self.event = Some(Event::Mail { size: mail.size });
                 self.waiting = Some(Waiting::Mail(mail));
             }
             _ => self.refuse_sequence(),
         }
+    }
+
+    /// When the message may leave, milliseconds since 1970; an error where that is too late.
+    fn release_ms(&self, mail: &Mail) -> Result<Option<u64>, ()> {
+        let Some(release) = mail.release else { return Ok(None) };
+        release.time(self.now_s, self.config.hold_seconds_max).map(|time| Some(time * 1000)).ok_or(())
     }
 
     /// Answers [`Event::Mail`].
@@ -104,6 +113,7 @@ impl Session {
 
     /// The transaction that MAIL begins, in the memory of the last one.
     fn new_transaction(&mut self, mail: Mail, priority: i8) -> Box<Transaction> {
+        let release_ms = self.release_ms(&mail).unwrap_or(None);
         let mut transaction = self.spare.take().unwrap_or_else(|| Box::new(Transaction::new()));
         transaction.rcpts_taken = 0;
         transaction.any_refused = false;
@@ -117,6 +127,7 @@ impl Session {
         envelope.ret = mail.ret;
         envelope.envid = mail.envid;
         envelope.priority = priority;
+        envelope.release_ms = release_ms;
         if let Origin::Smtp { client, helo, login } = &mut envelope.origin {
             *client = self.peer.address.ip();
             helo.clone_from(&self.helo);
@@ -359,6 +370,7 @@ impl Transaction {
                 ret: None,
                 envid: None,
                 priority: 0,
+                release_ms: None,
                 origin: Origin::Smtp {
                     client: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
                     helo: String::new(),
