@@ -25,12 +25,12 @@ pub(super) async fn run(shared: &Shared) {
     while !shared.is_over() && failures < FAILURES_MAX {
         let before = shared.meter.borrow().accepted;
         let Err(error) = serve(shared).await else { continue };
+        shared.meter.borrow_mut().note_failed_connection(&error);
         if shared.is_over() {
             return;
         }
         let progressed = shared.meter.borrow().accepted > before;
         failures = if progressed { 1 } else { failures + 1 };
-        shared.meter.borrow_mut().note_failed_connection(&error);
         rt::sleep(Duration::from_millis(100)).await;
     }
 }
