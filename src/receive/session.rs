@@ -103,7 +103,8 @@ pub(super) async fn serve(
     let implicit = listener.settings.tls.mode == TlsMode::Implicit;
     let client = peer_at(&listener, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
     let session = Session::new(listener.session.clone(), client, implicit);
-    let mut driver = Driver {
+    // Boxed, or the task would hold its parts twice: as arguments, and in it.
+    let mut driver = Box::new(Driver {
         state,
         listener,
         session,
@@ -119,7 +120,7 @@ pub(super) async fn serve(
         progress: rt::now(),
         chunks: None,
         eating_until: None,
-    };
+    });
     let Err(lost) = driver.run().await else { return Box::pin(driver.leave()).await };
     let client = driver.session.client();
     let mut stage = driver.session.in_transaction().then_some("transaction");
@@ -548,7 +549,7 @@ impl Driver<'_> {
 
     /// Ends the connection so that the last reply arrives. Octets that the client sent and nobody read would make the
     /// kernel throw it away (RST), so that they are read for a moment, and TLS ends with close_notify.
-    async fn leave(mut self) {
+    async fn leave(&mut self) {
         let client_quit = self.client_quit && self.input.is_empty();
         if client_quit && !self.stream.is_encrypted() {
             return;

@@ -1,6 +1,5 @@
 //! Tasks, time and waiting on the current executor.
 
-use futures_lite::FutureExt;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
@@ -40,13 +39,19 @@ pub(super) fn note_panic(where_: &str, payload: &(dyn std::any::Any + Send)) {
 }
 
 /// Runs a future on the current executor until it ends by itself. A panic ends only this task.
+///
+/// The future is boxed as it is. An `async` block around it would hold it twice, once as what it captured and once as what
+/// it awaits, and so would each further one: idle connections cost several times what they need.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
-    glommio::spawn_local(async move {
-        if let Err(payload) = AssertUnwindSafe(future).catch_unwind().await {
+    let mut future = Box::pin(future);
+    let caught = poll_fn(move |cx| {
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        polled.unwrap_or_else(|payload| {
             note_panic("task", &*payload);
-        }
-    })
-    .detach();
+            Poll::Ready(())
+        })
+    });
+    glommio::spawn_local(caught).detach();
 }
 
 /// Waits that long.
@@ -139,11 +144,15 @@ impl TaskGroup {
     /// Like [`spawn`], counted.
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.running.set(self.running.get() + 1);
-        let guard = TaskGuard(self.clone());
-        spawn(async move {
-            let _guard = guard;
-            future.await;
-        });
+        let mut guard = Some(TaskGuard(self.clone()));
+        let mut future = Box::pin(future);
+        spawn(poll_fn(move |cx| {
+            let polled = future.as_mut().poll(cx);
+            if polled.is_ready() {
+                drop(guard.take());
+            }
+            polled
+        }));
     }
 
     /// Tasks that have not ended.
