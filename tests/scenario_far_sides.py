@@ -40,6 +40,7 @@ def certificate(box):
 def folder(path, owner=None):
     """A folder of its own, owned by a user."""
     path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o755)  # whatever the umask: servers go through it as users of their own
     if owner:
         user = pwd.getpwnam(owner)
         os.chown(path, user.pw_uid, user.pw_gid)
@@ -131,9 +132,9 @@ def exim(box):
     missing = re.findall(r"(\S+) => not found", run(["ldd", program]).stdout)
     if missing:
         raise Skip("libraries that Exim needs are not installed: " + " ".join(missing))
-    account = "60001:60001"
-    (home / "passwd").write_text(Path("/etc/passwd").read_text() + f"Debian-exim:x:{account}::/:/usr/sbin/nologin\n")
-    (home / "group").write_text(Path("/etc/group").read_text() + "Debian-exim:x:60001:\n")
+    for name, line in (("passwd", "Debian-exim:x:60001:60001::/:/usr/sbin/nologin"), ("group", "Debian-exim:x:60001:")):
+        others = [line for line in Path(f"/etc/{name}").read_text().splitlines() if not line.startswith("Debian-exim:")]
+        (home / name).write_text("\n".join([*others, line]) + "\n")
     for path in (home / "spool", home / "mail"):
         folder(path)
         os.chown(path, 60001, 60001)
