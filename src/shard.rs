@@ -14,6 +14,7 @@ use crate::spool::{
 };
 use crate::telemetry::{Event, EventLog, Meter};
 use crate::tls::{ClientTls, TlsAcceptor};
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -90,7 +91,8 @@ pub async fn run(seed: Seed) {
         receiver.listen(settings, tls, listener);
     }
     started.send(Ok(()));
-    rt::spawn(report(spool.clone(), meter.clone()));
+    let stopping = Rc::new(Cell::new(false));
+    rt::spawn(report(spool.clone(), meter.clone(), stopping.clone()));
     let submitter = Submitter { spool: spool.clone(), reader: own_reader, scheduler, log, meter: meter.clone() };
     let mut receiving_ended = Some(receiving_ended);
     while let Some(order) = inbox.recv().await {
@@ -111,6 +113,7 @@ pub async fn run(seed: Seed) {
             }
             ToShard::Reload(reloaded) => receiver.reload(&reloaded),
             ToShard::StopAccepting => {
+                stopping.set(true);
                 meter.set_not_ready("stopping");
                 if let Some(ended) = receiving_ended.take() {
                     let receiver = receiver.clone();
@@ -132,14 +135,23 @@ pub async fn run(seed: Seed) {
 }
 
 /// Shows what the spool counts, and whether this shard still accepts.
-async fn report(spool: Rc<ShardSpool>, meter: Arc<Meter>) {
+async fn report(spool: Rc<ShardSpool>, meter: Arc<Meter>, stopping: Rc<Cell<bool>>) {
     let stats: Arc<SpoolStats> = spool.stats();
     let mut shown = stats.counts();
     if spool.healthy() {
         meter.set_ready();
     }
+    let mut is_full = false;
     while !meter.is_retired() {
         rt::sleep(REPORT_INTERVAL).await;
+        // Asked here too, so that what MAIL is told is never older than this, however seldom somebody comes.
+        let was_full = std::mem::replace(&mut is_full, !spool.has_room(0));
+        if is_full != was_full && spool.healthy() && !stopping.get() {
+            match is_full {
+                true => meter.set_not_ready("the disk is full"),
+                false => meter.set_ready(),
+            }
+        }
         let counts = stats.counts();
         meter.counters.spool_syncs.set_total(counts.syncs);
         meter.counters.spool_bytes.set_total(counts.bytes);

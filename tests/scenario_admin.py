@@ -124,4 +124,23 @@ def stop(box):
     box.relay.stop()
 
 
-main(start, health, one_id_everywhere, queue_list, flush, metrics, log_is_readable, stop)
+def full_disk(box):
+    """below free_space_min mail is refused with 452 and /readyz says why"""
+    relay = box.ringmail("full", {"spool": {"free_space_min": "1000000 GiB"}})
+    relay.start(ready=False)
+
+    def reason():
+        try:
+            return "the disk is full" in relay.http("/readyz")[1]
+        except OSError:
+            return False  # it is starting
+
+    wait_until(reason, lambda: f"/readyz to say that the disk is full; log:\n{relay.log_tail()}")
+    check_equal(relay.http("/readyz")[0], 503, "status of /readyz")
+    wire = relay.raw()
+    wire.ask("EHLO client.test")
+    check(wire.ask("MAIL FROM:<a@client.test>").startswith("452 4.3.1"), "452 to MAIL")
+    relay.stop()
+
+
+main(start, health, one_id_everywhere, queue_list, flush, metrics, log_is_readable, stop, full_disk)
