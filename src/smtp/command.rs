@@ -282,7 +282,7 @@ fn mail(argument: &[u8], extensions: Extensions) -> Result<Mail, Reply> {
             }
             // Who claims to have authenticated elsewhere is nobody's proof here: checked, then forgotten.
             Some(value) if extensions.auth && seen.first(name, "AUTH") => {
-                if value != b"<>" && xtext::decode(value).is_none() {
+                if value.is_empty() || (value != b"<>" && xtext::decode(value).is_none()) {
                     return Err(bad_value("AUTH"));
                 }
             }
@@ -492,6 +492,7 @@ mod tests {
             ("MAIL FROM:<a@b.example> size=99999999999999999999", 250),
             ("MAIL FROM:<a@b.example> RET=HDRS ENVID=QQ+20x", 250),
             ("MAIL FROM:<a@b.example> AUTH=<>", 250),
+            ("MAIL FROM:<a@b.example> AUTH=", 501),
             ("MAIL FROM:<a@b.example> SMTPUTF8", 250),
             ("MAIL FROM:<grün@b.example> SMTPUTF8", 250),
             ("MAIL FROM:<grün@b.example>", 553),
