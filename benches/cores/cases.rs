@@ -106,6 +106,7 @@ fn fixed_envelope() -> Envelope {
         ret: None,
         envid: None,
         priority: 0,
+        release_ms: None,
         origin: Origin::Internal,
         release_ms: None,
     }
@@ -206,6 +207,7 @@ fn scheduler_message() -> Box<dyn FnMut()> {
             record_slots: 70,
             null_reverse_path: false,
             priority: 0,
+            release_ms: 0,
             sender: SenderKey { address: (next % 97) as u32, domain: 1 },
             release_ms: 0,
             recipient_domains: [domains[(next % 100) as usize].clone()].into_iter().collect(),
