@@ -108,7 +108,6 @@ fn fixed_envelope() -> Envelope {
         priority: 0,
         release_ms: None,
         origin: Origin::Internal,
-        release_ms: None,
     }
 }
 
@@ -209,7 +208,6 @@ fn scheduler_message() -> Box<dyn FnMut()> {
             priority: 0,
             release_ms: 0,
             sender: SenderKey { address: (next % 97) as u32, domain: 1 },
-            release_ms: 0,
             recipient_domains: [domains[(next % 100) as usize].clone()].into_iter().collect(),
         };
         core.handle_accepted(START_MS, Incoming::from(message));
