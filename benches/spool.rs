@@ -24,7 +24,7 @@ use std::time::Duration;
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const WRITERS: [usize; 5] = [1, 16, 64, 256, 1_024];
-const BODIES: [usize; 4] = [1 << 10, 4 << 10, 64 << 10, 1 << 20];
+const BODIES: [usize; 5] = [1 << 10, 4 << 10, 64 << 10, 1 << 20, 2 << 20];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();

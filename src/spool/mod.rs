@@ -20,6 +20,8 @@ mod journal_driver;
 mod keeper;
 mod large;
 mod mapping;
+#[cfg(test)]
+mod models;
 pub mod queue_id;
 mod read;
 mod record;

@@ -586,6 +586,10 @@ pub(crate) fn settle<D: Disk>(
         segment.put_scanned(&mut scanned);
     }
     recovered.suspended.iter().for_each(|name| put_suspension(&mut scanned, name, true));
+    // What a killed process renamed or removed is perhaps not durable: a segment that comes back after a power cut would be
+    // unknown to the new checkpoint, with records that are done.
+    disk.sync_folder(SEGMENTS)?;
+    disk.sync_folder(LARGE)?;
     // A process that was killed leaves records in the page cache alone; the checkpoint must not name such.
     for segment in recovered.segments.iter().filter(|segment| segment.was_scanned && segment.live > 0) {
         disk.open(&file_name(SEGMENTS, segment.header.number, "seg"))?.sync()?;

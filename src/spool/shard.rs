@@ -5,7 +5,7 @@ use super::disk::{Disk, FreeSpace, OsDisk, SEGMENTS, file_name};
 use super::journal::Tracker;
 use super::journal_driver::Journal;
 use super::keeper::{Keeper, Numbers};
-use super::large::{LARGE_BODY_BYTES, LargeBody, LargeBodyWriter};
+use super::large::{FolderSyncs, LARGE_BODY_BYTES, LargeBody, LargeBodyWriter};
 use super::mapping::Mapping;
 use super::queue_id::SEGMENT_BYTES_MAX;
 use super::read::{SpoolReader, StoredMessage};
@@ -194,6 +194,7 @@ impl ShardSpoolSeed {
             commit: GroupCommit::new(supply, self.stats.clone()),
             shared: self.shared,
             stats: self.stats,
+            large_folder: Rc::default(),
             free_space_seen: Cell::new(rt::now()),
         });
         let writer = inner.clone();
@@ -210,6 +211,7 @@ struct Inner {
     commit: GroupCommit<RingSupply>,
     shared: Arc<Shared>,
     stats: Arc<SpoolStats>,
+    large_folder: Rc<FolderSyncs>,
     /// When free space was last asked for.
     free_space_seen: Cell<Instant>,
 }
@@ -289,10 +291,10 @@ impl ShardSpool {
 
     /// A writer for a body over [`LARGE_BODY_BYTES`].
     pub fn large_body(&self) -> LargeBodyWriter {
-        LargeBodyWriter::new(self.0.shared.keeper.clone(), self.0.shared.pool.clone())
+        LargeBodyWriter::new(self.0.shared.keeper.clone(), self.0.shared.pool.clone(), self.0.large_folder.clone())
     }
 
-    /// Whether a message of this size would be taken, as far as free space goes; known as of a second ago. Where the
+    /// Whether a message of this size (0: not known yet) would be taken, as far as free space goes; known as of a second ago. Where the
     /// message needs a new segment, the whole of it must leave the floor untouched, as [`ShardSpool::commit`] will find:
     /// a client is told before it sends the message, not after.
     pub fn has_room(&self, message_bytes: u64) -> bool {
@@ -305,7 +307,12 @@ impl ShardSpool {
         }
         let keeper = &self.0.shared.keeper;
         let is_large = message_bytes > self.0.shared.large_body_bytes as u64;
-        let record_bytes = if is_large { 0 } else { message_bytes } + RECORD_OVERHEAD_BYTES;
+        let inline_bytes = match message_bytes {
+            0 => UNKNOWN_BYTES,
+            _ if is_large => 0,
+            bytes => bytes,
+        };
+        let record_bytes = inline_bytes + RECORD_OVERHEAD_BYTES;
         let segment_bytes = match self.0.commit.has_place(record_bytes) || self.0.commit.supply().has_segment() {
             true => 0,
             false => keeper.next_segment_bytes(),
@@ -351,6 +358,8 @@ fn committed(written: Written) -> Committed {
 
 /// What a record has besides its body, roughly: header, envelope of some recipients, trace, padding.
 const RECORD_OVERHEAD_BYTES: u64 = 8 << 10;
+/// What a client may be about to send that does not say.
+const UNKNOWN_BYTES: u64 = 64 << 10;
 const SPILL_CHUNK_BYTES: usize = 256 << 10;
 
 /// Segments made on helper threads, one ahead of need.

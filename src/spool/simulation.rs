@@ -33,6 +33,7 @@ use std::time::Duration;
 
 const SEGMENT_BYTES: u64 = 64 << 10;
 const SECTOR: usize = 512;
+const PARTS: usize = 4;
 
 // ------------------------------------------------------------------------------------------------- the random source
 
@@ -467,6 +468,9 @@ fn drive(disk: &SimDisk, order: &mut Random, main: Task, others: Vec<Task>) {
 struct Oracle {
     sent: HashMap<QueueId, Sent>,
     acknowledged: HashSet<QueueId>,
+    /// A copy of these was refused and could not even be sealed off: as with any refused message the format page allows
+    /// it to come back, which is a repeat.
+    ghosts: HashSet<QueueId>,
     /// The process was killed last, and the power stayed.
     was_killed: bool,
     /// Of these, those that a power cut may take.
@@ -532,7 +536,8 @@ impl Oracle {
         for survivor in survivors {
             let id = survivor.queue_id;
             assert!(!self.refused.contains(&id), "refused {id} is there");
-            assert!(!self.done_synced.contains(&id), "{id} was done, durably");
+            let is_ghost = self.ghosts.contains(&id);
+            assert!(is_ghost || !self.done_synced.contains(&id), "{id} was done, durably");
             let sent = self.sent.get(&id).unwrap_or_else(|| panic!("{id} was never sent"));
             if rotten.is_none() {
                 check_content(disk, survivor, sent);
@@ -789,6 +794,9 @@ impl Life {
             let next = self.to_move.borrow_mut().pop();
             if let Some((queue_id, from)) = next {
                 let to = self.relocate(&commit, queue_id, from).await;
+                if to.is_none() && !commit.healthy() {
+                    self.oracle.borrow_mut().ghosts.insert(queue_id);
+                }
                 self.moved.borrow_mut().push(Moved { queue_id, from, to });
             }
             self.disk.delay().await;
@@ -1225,23 +1233,46 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// In four parts, so that they run beside each other: 1,000 histories by default. Long mode:
+/// `SPOOL_HISTORIES=100000 cargo test --release --lib spool::simulation`.
 #[test]
 fn what_is_acknowledged_survives_every_power_cut() {
-    let mut counts = Counts::default();
     if let Some(seed) = setting("SPOOL_SEED") {
+        let mut counts = Counts::default();
         history(seed, &mut counts);
         println!("{counts:?}");
         return;
     }
-    let histories = setting("SPOOL_HISTORIES").unwrap_or(500);
-    for seed in 0..histories {
+    part(0);
+}
+
+#[test]
+fn what_is_acknowledged_survives_part_2() {
+    part(1);
+}
+
+#[test]
+fn what_is_acknowledged_survives_part_3() {
+    part(2);
+}
+
+#[test]
+fn what_is_acknowledged_survives_part_4() {
+    part(3);
+}
+
+/// One of [`PARTS`] parts of all histories.
+fn part(part: u64) {
+    let mut counts = Counts::default();
+    let histories = setting("SPOOL_HISTORIES").unwrap_or(1_000);
+    for seed in (part..histories).step_by(PARTS) {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history(seed, &mut counts)));
         if let Err(panic) = result {
             eprintln!("replay with SPOOL_SEED={seed}");
             std::panic::resume_unwind(panic);
         }
     }
-    println!("{histories} histories: {counts:?}");
+    println!("a quarter of {histories} histories: {counts:?}");
     // The histories are worth nothing if these things do not happen in them.
     let Counts { refused, repeats, in_flight_survived, checkpoints, recycled, errors, sealed, large, .. } = counts;
     for (what, count) in [

@@ -706,3 +706,109 @@ fn a_checkpoint_spares_the_next_start_the_scan() {
         .filter(|survivor| matches!(survivor.recipients[0].1, RecipientState::Pending { attempts: 1, next_ms: 8 }));
     assert_eq!(tried.count(), 24);
 }
+
+/// Spool folders of earlier versions, which every later one must open: `tests/fixtures/spool-v*.txt`, a file a line, then
+/// its pages that are not zeros: offset, and either one octet that fills it or the octets in base 64.
+mod fixtures {
+    use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use std::fmt::Write;
+
+    const PAGE: usize = 4096;
+
+    fn pack(folder: &Path) -> String {
+        let mut text = String::new();
+        for sub in ["segments", "large", "journal"] {
+            let mut names: Vec<_> = std::fs::read_dir(folder.join(sub)).unwrap().map(|it| it.unwrap().path()).collect();
+            names.sort();
+            for path in names {
+                let octets = std::fs::read(&path).unwrap();
+                let name = path.strip_prefix(folder).unwrap().display().to_string();
+                writeln!(text, "file {name} {}", octets.len()).unwrap();
+                for (index, page) in octets.chunks(PAGE).enumerate().filter(|(_, page)| page.iter().any(|it| *it != 0))
+                {
+                    match page.iter().all(|octet| *octet == page[0]) {
+                        true => writeln!(text, "{} fill {} {}", index * PAGE, page[0], page.len()).unwrap(),
+                        false => writeln!(text, "{} {}", index * PAGE, STANDARD.encode(page)).unwrap(),
+                    }
+                }
+            }
+        }
+        text
+    }
+
+    fn unpack(text: &str, folder: &Path) {
+        let mut path = PathBuf::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["file", name, len] => {
+                    path = folder.join(name);
+                    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    std::fs::File::create(&path).unwrap().set_len(len.parse().unwrap()).unwrap();
+                }
+                [offset, "fill", octet, len] => {
+                    scribble(&path, offset.parse().unwrap(), &vec![octet.parse().unwrap(); len.parse().unwrap()]);
+                }
+                [offset, octets] => scribble(&path, offset.parse().unwrap(), &STANDARD.decode(octets).unwrap()),
+                _ => panic!("{line}"),
+            }
+        }
+    }
+
+    /// Makes the fixture of the present version: `cargo test make_a_fixture -- --ignored`. Never change one that was
+    /// released; a new version gets a new one.
+    #[test]
+    #[ignore = "writes into the source tree"]
+    fn make_a_fixture() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spool");
+        let to = envelope(&["a@example.org", "b@example.net"]);
+        life(&path, |spool, reader, mut journal, _| async move {
+            let plain = put(&spool, &to, b"Subject: plain\r\n\r\nbody\r\n").await.unwrap();
+            let relaxed = put_relaxed(&spool, &to).await.unwrap();
+            let large = put(&spool, &to, &vec![b'x'; 300_000]).await.unwrap();
+            let done = put(&spool, &to, b"done\r\n").await.unwrap();
+            let moved = put(&spool, &to, b"moved\r\n").await.unwrap();
+            for put in [plain, relaxed, large, done, moved] {
+                journal.accepted(&put.accepted(&to, 5));
+            }
+            journal.recipient(plain.queue_id, 0, RecipientState::Delivered);
+            journal.recipient(plain.queue_id, 1, RecipientState::Pending { attempts: 3, next_ms: 77 });
+            journal.delay_dsn_sent(plain.queue_id);
+            journal.done(done.queue_id, done.location, done.size);
+            assert!(journal.move_begin(moved.queue_id, moved.location));
+            let copy = spool.relocate(&reader.load(moved.location).await.unwrap()).await.unwrap();
+            journal.moved(copy.queue_id, copy.location, copy.record_slots);
+            journal.left(moved.location);
+            journal.close().await;
+        });
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        std::fs::create_dir_all(&fixtures).unwrap();
+        std::fs::write(fixtures.join("spool-v1.txt"), pack(&path)).unwrap();
+    }
+
+    #[test]
+    fn a_spool_of_version_1_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spool");
+        unpack(include_str!("../../tests/fixtures/spool-v1.txt"), &path);
+        life(&path, |_, reader, journal, mut survivors| async move {
+            survivors.sort_by_key(|survivor| survivor.queue_id);
+            let bodies: Vec<Vec<u8>> =
+                survivors.iter().map(|it| reader.message(it.location).unwrap().body().to_vec()).collect();
+            let plain = b"Subject: plain\r\n\r\nbody\r\n".to_vec();
+            assert!(bodies == [plain, b"x\r\n".to_vec(), vec![b'x'; 300_000], b"moved\r\n".to_vec()]);
+            let states: Vec<RecipientState> = survivors[0].recipients.iter().map(|(_, state)| *state).collect();
+            assert_eq!(states, [RecipientState::Delivered, RecipientState::Pending { attempts: 3, next_ms: 77 }]);
+            assert!(survivors[0].delay_dsn_sent && !survivors[1].delay_dsn_sent);
+            assert_ne!(survivors[3].location, survivors[3].queue_id.first_location());
+            assert_eq!(
+                *reader.message(survivors[2].location).unwrap().envelope(),
+                envelope(&["a@example.org", "b@example.net"])
+            );
+            journal.close().await;
+        });
+    }
+}
