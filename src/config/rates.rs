@@ -13,15 +13,15 @@ use toml::Spanned;
 /// count of sessions, of which those have a share of their own.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ClientLimits {
-    /// Sessions at once; default 50.
+    /// Sessions at once; default 100.
     pub sessions_max: usize,
-    /// New connections; default 1,200 a minute.
+    /// New connections; default no bound: a server in front of a list host makes thousands a minute.
     pub connections: Option<Rate>,
     /// MAIL commands; default none.
     pub messages: Option<Rate>,
     /// RCPT commands; default none.
     pub recipients: Option<Rate>,
-    /// Commands refused for good; default 600 in 10 minutes.
+    /// Commands refused for good; default 6,000 in 10 minutes.
     pub errors: Option<Rate>,
     /// Octets of accepted messages; default none.
     pub bytes: Option<Rate>,
@@ -48,9 +48,9 @@ impl SendLimits {
 /// Bounds of failed logins.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LoginLimits {
-    /// For one account from one client network; default 20 in 10 minutes.
+    /// For one account from one client network; default 50 in 10 minutes.
     pub account_failures: Option<Rate>,
-    /// For one client network; default 100 in 10 minutes.
+    /// For one client network; default 200 in 10 minutes.
     pub client_failures: Option<Rate>,
 }
 
@@ -68,11 +68,11 @@ pub(super) struct ClientLimitsTable {
 impl Default for ClientLimitsTable {
     fn default() -> Self {
         ClientLimitsTable {
-            sessions_max: plain(50),
-            connections: rate(1200, 60),
+            sessions_max: plain(100),
+            connections: RateText(None),
             messages: RateText(None),
             recipients: RateText(None),
-            errors: rate(600, 600),
+            errors: rate(6000, 600),
             bytes: RateText(None),
         }
     }
@@ -101,7 +101,7 @@ pub(super) struct LoginLimitsTable {
 
 impl Default for LoginLimitsTable {
     fn default() -> Self {
-        LoginLimitsTable { account_failures: rate(20, 600), client_failures: rate(100, 600) }
+        LoginLimitsTable { account_failures: rate(50, 600), client_failures: rate(200, 600) }
     }
 }
 
