@@ -1,4 +1,4 @@
-"""A full disk: 452 4.3.1 at MAIL, deliveries go on, and mail is taken again by itself when there is room.
+"""A full disk: 452 4.3.1 at MAIL, deliveries go on, and mail is taken again by itself when there is room; /readyz follows.
 
 On a small file system of its own (tmpfs, so it needs root), filled with mail that the far side defers.
 """
@@ -68,12 +68,13 @@ def bytes_run_out(box):
                 "reply to a message that is larger than what is left")
     check(wire.ask("MAIL FROM:<a@client.test> SIZE=1000").startswith("250"), "a small one fits")
     late = until_full(client)
-    check(relay.is_ready(), "a full disk is no failure")
+    wait_until(lambda: not relay.is_ready(), "/readyz to say that mail is not accepted")
     taken = len(client.acknowledged)
     relents.set()
     relay.cli("queue", "flush")
     wait_until(lambda: set(arrived(sink)) >= client.acknowledged, "deliveries to go on", 60, 0.1)
     wait_until(lambda: client.submit(60_000).startswith("250"), "mail to be taken again", 30, 0.2)
+    wait_until(relay.is_ready, "/readyz to say so")
     wait_until(lambda: set(arrived(sink)) >= client.acknowledged, "the last ones", 60, 0.1)
     check_equal(sorted(set(arrived(sink)) & client.refused), [], "refused messages that arrived")
     relay.stop()
