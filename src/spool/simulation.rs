@@ -1235,7 +1235,7 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// In four parts, so that they run beside each other: 1,000 histories by default. Long mode:
+/// In four parts, so that they run beside each other: 3,000 histories by default, a minute of CPU time. Long mode:
 /// `SPOOL_HISTORIES=100000 cargo test --release --lib spool::simulation`.
 #[test]
 fn what_is_acknowledged_survives_every_power_cut() {
@@ -1266,7 +1266,7 @@ fn what_is_acknowledged_survives_part_4() {
 /// One of [`PARTS`] parts of all histories.
 fn part(part: u64) {
     let mut counts = Counts::default();
-    let histories = setting("SPOOL_HISTORIES").unwrap_or(1_000);
+    let histories = setting("SPOOL_HISTORIES").unwrap_or(3_000);
     for seed in (part..histories).step_by(PARTS) {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history(seed, &mut counts)));
         if let Err(panic) = result {
