@@ -10,7 +10,7 @@ use super::journal::{
 };
 use super::keeper::Keeper;
 use super::queue_id::{Location, QueueId};
-use super::record::RecordHeader;
+use super::record::{PAGE_BYTES, RecordHeader};
 use super::segment::{self, DATA_START, Damage, Found, ScanSummary, SegmentHeader, SegmentVerdict, UnknownVersion};
 use super::table::Origin;
 use super::{LiveMessage, OpenError, RecipientState, SenderOrigin, Survivor};
@@ -49,8 +49,8 @@ pub(crate) struct FoundSegment {
     pub(crate) done_behind: Vec<(QueueId, Location)>,
     /// Behind the last record.
     end: u64,
-    /// Records were found by reading: after a crash of the process they may not be durable.
-    was_scanned: bool,
+    /// From where on records were found by reading, if any were: after a crash of the process they may not be durable.
+    scanned_from: Option<u64>,
     /// Nobody knows which of its relaxed messages are durable.
     pub(crate) is_doubtful: bool,
     /// Something is wrong with it: it is never freed by itself.
@@ -431,7 +431,7 @@ fn read_segment<D: Disk>(
     report.bytes_scanned += end - from;
     let done = std::mem::take(&mut keep.done);
     let is_damaged = keep.pinned.contains(&number);
-    let was_scanned = summary.records > 0;
+    let scanned_from = (summary.records > 0).then_some(from);
     if replay.doubtful.contains(&number) {
         keep.doubtful.entry(number).or_insert((header, end));
     }
@@ -443,7 +443,7 @@ fn read_segment<D: Disk>(
         known,
         done_behind,
         end: summary.end.max(from),
-        was_scanned,
+        scanned_from,
         is_doubtful,
         is_damaged,
     }))
@@ -453,8 +453,8 @@ pub(super) fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<Seg
     let len = file.len()?;
     let mut head = vec![0; DATA_START.min(len) as usize];
     // A page that cannot be read is a damaged one; the copy and the seal lie on other pages.
-    for (index, page) in head.chunks_mut(super::record::PAGE_BYTES as usize).enumerate() {
-        if segment::read_exact(file, page, index as u64 * super::record::PAGE_BYTES).is_err() {
+    for (index, page) in head.chunks_mut(PAGE_BYTES as usize).enumerate() {
+        if segment::read_exact(file, page, index as u64 * PAGE_BYTES).is_err() {
             page.fill(0xFF);
         }
     }
@@ -568,6 +568,44 @@ fn orphans<D: Disk>(
     Ok(orphans)
 }
 
+/// Writes these octets of a segment once more, as they are, and syncs them. A sync alone would not do: where the killed
+/// process saw one fail, the page cache may hold as clean what the disk has not got, and the next sync succeeds without
+/// writing it. Pages that cannot be read are left alone.
+pub(super) fn make_durable<F: DiskFile>(file: &F, from: u64, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES.min(end.saturating_sub(from)) as usize];
+    let mut offset = from;
+    while offset < end {
+        // So that all but the first begin on a page.
+        let next = ((offset + COPY_BYTES) / PAGE_BYTES * PAGE_BYTES).min(end);
+        let piece = &mut buffer[..(next - offset) as usize];
+        if segment::read_exact(file, piece, offset).is_ok() {
+            file.write_at(piece, offset)?;
+        } else {
+            write_readable_pages(file, piece, offset)?;
+        }
+        offset = next;
+    }
+    file.sync()
+}
+
+/// [`make_durable`] for a piece with a page that the device cannot read.
+fn write_readable_pages<F: DiskFile>(file: &F, piece: &mut [u8], offset: u64) -> io::Result<()> {
+    let end = offset + piece.len() as u64;
+    let mut at = offset;
+    while at < end {
+        let next = ((at / PAGE_BYTES + 1) * PAGE_BYTES).min(end);
+        let page = &mut piece[(at - offset) as usize..(next - offset) as usize];
+        if segment::read_exact(file, page, at).is_ok() {
+            file.write_at(page, at)?;
+        }
+        at = next;
+    }
+    Ok(())
+}
+
+/// Octets that [`make_durable`] takes at once.
+const COPY_BYTES: u64 = 1 << 20;
+
 /// Makes what was recovered the new beginning: a fresh journal, then the clearing away of what it makes needless. Returns
 /// the journal's writer and the segments that stay in use.
 pub(crate) fn settle<D: Disk>(
@@ -591,8 +629,11 @@ pub(crate) fn settle<D: Disk>(
     disk.sync_folder(SEGMENTS)?;
     disk.sync_folder(LARGE)?;
     // A process that was killed leaves records in the page cache alone; the checkpoint must not name such.
-    for segment in recovered.segments.iter().filter(|segment| segment.was_scanned && segment.live > 0) {
-        disk.open(&file_name(SEGMENTS, segment.header.number, "seg"))?.sync()?;
+    for segment in recovered.segments.iter().filter(|segment| segment.live > 0) {
+        let Some(from) = segment.scanned_from else { continue };
+        let file = disk.open(&file_name(SEGMENTS, segment.header.number, "seg"))?;
+        // The first try may be told of an error from before the start, which says nothing of what was written now.
+        make_durable(&file, from, segment.end).or_else(|_| make_durable(&file, from, segment.end))?;
     }
     let mut writer = JournalWriter::new();
     let number = keeper.numbers.draw();

@@ -7,13 +7,15 @@
 //! `SPOOL_HISTORIES` sets the number of histories, `SPOOL_SEED` replays one.
 
 use super::commit::{GroupCommit, Segment, Supply};
-use super::disk::{Disk, DiskFile, FreeSpace, LARGE, RingStorage, SEGMENTS, file_name};
+use super::disk::{Disk, DiskFile, FreeSpace, LARGE, MemoryFile, RingStorage, SEGMENTS, file_name};
 use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_doubtful, put_moved, put_recipient};
 use super::keeper::{Keeper, Numbers};
 use super::mapping::Mapping;
 use super::queue_id::{Location, QueueId};
-use super::record::{HEADER_BYTES, LargeReference, RecordBody, RecordDraft, RecordHeader, large_checksum_start};
-use super::recovery::{Problem, recover, settle};
+use super::record::{
+    HEADER_BYTES, LargeReference, Place, RecordBody, RecordDraft, RecordHeader, append, large_checksum_start,
+};
+use super::recovery::{Problem, make_durable, recover, settle};
 use super::segment::{DATA_START, SegmentVerdict, judge, read_exact};
 use super::table::{SegmentEntry, SegmentTable, Unsynced, is_settled};
 use super::tests::envelope;
@@ -1233,7 +1235,7 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// In four parts, so that they run beside each other: 1,000 histories by default. Long mode:
+/// In four parts, so that they run beside each other: 3,000 histories by default, a minute of CPU time. Long mode:
 /// `SPOOL_HISTORIES=100000 cargo test --release --lib spool::simulation`.
 #[test]
 fn what_is_acknowledged_survives_every_power_cut() {
@@ -1264,7 +1266,7 @@ fn what_is_acknowledged_survives_part_4() {
 /// One of [`PARTS`] parts of all histories.
 fn part(part: u64) {
     let mut counts = Counts::default();
-    let histories = setting("SPOOL_HISTORIES").unwrap_or(1_000);
+    let histories = setting("SPOOL_HISTORIES").unwrap_or(3_000);
     for seed in (part..histories).step_by(PARTS) {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history(seed, &mut counts)));
         if let Err(panic) = result {
@@ -1293,6 +1295,79 @@ fn part(part: u64) {
     ] {
         assert!(count > 0, "no {what}");
     }
+}
+
+/// A compaction's copy whose sync fails; the process is killed before it can seal the segment. The next one finds the copy in
+/// the page cache, prefers it to the record that is durable, and frees the segment of that one. Then the power goes.
+#[test]
+fn what_a_failed_sync_left_in_the_page_cache_is_written_again() {
+    let disk = SimDisk::new(1);
+    let keeper = Keeper::new(disk.clone(), Numbers::starting_at(1), SEGMENT_BYTES, 3);
+    let write = |moved_from, syncs: bool| {
+        let (header, file) = keeper.prepare(0, 1).unwrap();
+        let place = Place {
+            salt: header.salt(),
+            segment: header.number,
+            batch_offset: DATA_START,
+            segment_end: header.len,
+            after_relaxed: false,
+        };
+        let draft = RecordDraft {
+            envelope: &envelope(&["a@example.org"]),
+            body: RecordBody::Inline(&[b'x'; 9_000]),
+            no_leading_dots: true,
+            arrival_ms: 7,
+            moved_from,
+            relaxed: false,
+        };
+        let mut batch = Vec::new();
+        let (record, location) = append(&mut batch, &draft, &mut |_, _| {}, &place).unwrap();
+        DiskFile::write_at(&file, &batch, location.offset()).unwrap();
+        if syncs {
+            file.sync().unwrap();
+        } else {
+            // The sync failed, nothing arrived, and the pages count as clean.
+            disk.0.lock().inodes[file.inode].dirty.clear();
+        }
+        (record.queue_id, location)
+    };
+    let (queue_id, _) = write(None, true);
+    let (_, copy) = write(Some(queue_id), false);
+    disk.kill();
+    let recovered = recover(&disk).unwrap();
+    assert_eq!(recovered.survivors[0].location, copy);
+    let keeper = Keeper::new(disk.clone(), Numbers::starting_at(recovered.number_next), SEGMENT_BYTES, 3);
+    settle(&keeper, &recovered, 1).unwrap();
+    disk.power_cut();
+    let recovered = recover(&disk).unwrap();
+    assert_eq!(recovered.report.problems, []);
+    let found: Vec<QueueId> = recovered.survivors.iter().map(|survivor| survivor.queue_id).collect();
+    assert_eq!(found, [queue_id]);
+    assert!(record_at(&disk, recovered.survivors[0].location).is_some());
+}
+
+#[test]
+fn all_of_a_range_is_written_again_and_pages_that_cannot_be_read_are_left_alone() {
+    const LEN: usize = (3 << 20) + 5_000;
+    let mut random = Random(7);
+    let octets: Vec<u8> = (0..LEN.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).take(LEN).collect();
+    let disk = SimDisk::new(1);
+    let file = disk.create("segments/x", 0).unwrap();
+    DiskFile::write_at(&file, &octets, 0).unwrap();
+    disk.0.lock().inodes[file.inode].dirty.clear();
+    let (from, end) = (18 * SECTOR, LEN - 1_000);
+    make_durable(&file, from as u64, end as u64).unwrap();
+    {
+        let sim = disk.0.lock();
+        let durable = &sim.inodes[file.inode].durable;
+        assert_eq!(durable[from..end], octets[from..end]);
+        assert!(durable[..from].iter().all(|octet| *octet == 0), "no more than the range");
+    }
+    // What is unreadable must not become zeros.
+    let mut file = MemoryFile::new(octets.clone());
+    file.unreadable = 10_000..20_000;
+    make_durable(&file, from as u64, end as u64).unwrap();
+    assert_eq!(*file.bytes.lock(), octets);
 }
 
 #[test]
