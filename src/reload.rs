@@ -10,18 +10,25 @@ use crate::receive::Doorman;
 use crate::rt;
 use crate::telemetry::{Event, EventLog, notify};
 use crate::tls::{ServerTls, SharedAcceptor, TlsAcceptor, TlsFilesError};
+use crossbeam::channel::Sender;
 use parking_lot::Mutex;
+use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// What listeners go on with.
-#[derive(Clone)]
+/// What a reload waits at most for the shards to take it.
+const TAKEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// What listeners go on with. Dropped by each shard when it has taken it.
 pub struct Reloaded {
     /// The configuration.
     pub config: Arc<Config>,
     /// For the SMTP listeners, in the order of the configuration.
     pub acceptors: Vec<Option<TlsAcceptor>>,
+    /// Nothing is ever sent: that it is gone tells that the last shard has taken the rest.
+    pub taken: Sender<Infallible>,
 }
 
 impl fmt::Debug for Reloaded {
@@ -115,13 +122,18 @@ impl Reloader {
             }
         }
         *current = Arc::new(loaded.config);
-        let reloaded = Arc::new(Reloaded { config: current.clone(), acceptors: acceptors.smtp });
+        let (taken, all_taken) = crossbeam::channel::bounded(0);
+        let reloaded = Arc::new(Reloaded { config: current.clone(), acceptors: acceptors.smtp, taken });
         // A scheduler that is gone has ended the process.
         let _ = self.scheduler.blocking_send(ToScheduler::Configured(current.clone()));
         for shard in &self.shards {
             // A shard that is gone has ended the process.
             let _ = shard.blocking_send(ToShard::Reload(reloaded.clone()));
         }
+        drop(reloaded);
+        // Whoever asked may count on it: the next session goes by the new configuration. A shard that takes longer is
+        // the watchdog's business.
+        let _ = all_taken.recv_timeout(TAKEN_WITHIN);
         Ok(loaded.warnings)
     }
 }
