@@ -133,7 +133,8 @@ def swaks(box):
     fingerprint = run(["openssl", "x509", "-in", box.dir / "joe.pem", "-noout", "-fingerprint", "-sha256"]).stdout
     fingerprint = fingerprint.split("=")[1].strip().replace(":", "").lower()
     arrives(box, "swaks certificate", [f"client sha256:{fingerprint}"])
-    check(any(fingerprint in event.get("tls", "") for event in box.relay.events("accepted")), "fingerprint in the log")
+    wait_until(lambda: any(fingerprint in event.get("tls", "") for event in box.relay.events("accepted")),
+               "the fingerprint in the log")
     refused = send("swaks without", box.strict, "--tlsc", ok=False)
     check(refused.returncode != 0, "no session without a certificate")
 

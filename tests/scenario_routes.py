@@ -176,7 +176,7 @@ def smarthost_login(box):
     with outer.smtp() as client:
         client.sendmail("a@b.test", ["target@inner.test"], make_message())
     inner.wait_mail("target", "pw", 1)
-    check_equal(inner.events("accepted")[0].get("login"), "customer", "login at the smarthost")
+    check_equal(inner.wait_event("accepted").get("login"), "customer", "login at the smarthost")
     wire = inner.raw()
     wire.ask("EHLO x.test")
     reply = wire.ask("MAIL FROM:<a@b.test>")

@@ -95,6 +95,7 @@ def flushes(box):
     flushed, spool = measured(relaxed_port, RELAXED)
     check_equal(spool["ringmail_spool_relaxed_total"], RELAXED, "relaxed messages")
     check(spool["ringmail_spool_syncs_total"] <= RELAXED / 10, f"relaxed messages waited: {spool}")
+    wait_until(lambda: len(relay.events("accepted")) >= 20 + ALONE + TOGETHER + RELAXED, "a log line for each message")
     events = relay.events("accepted")
     check_equal({event["durability"] for event in events[-RELAXED:]}, {"relaxed"}, "durability in the log")
     check_equal({event["durability"] for event in events[:-RELAXED]}, {"group"}, "durability in the log before")
