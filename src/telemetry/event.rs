@@ -10,7 +10,7 @@ use crate::rt;
 use crate::smtp::server::Forwarded;
 use crate::smtp::{Address, Reply, ReversePath};
 use crate::spool::{Durability, QueueId};
-use crossbeam::channel::{self, Receiver, Sender, TrySendError};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, SendTimeoutError, Sender, TrySendError};
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -459,6 +459,8 @@ const WRITE_BYTES: usize = 64 << 10;
 /// Pause of the writer after a write, so that under load one wake-up serves many events: at most
 /// [`EVENTS_WAITING_MAX`] events may come in it, 5 million a second.
 const PAUSE: Duration = Duration::from_millis(3);
+/// A log that takes nothing any more holds up the end of the program for so long, twice.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 enum Item {
     Event(u64, Event),
@@ -490,6 +492,8 @@ pub struct EventLog {
 #[must_use = "dropped unfinished, the last lines may be lost"]
 pub struct EventLogThread {
     sender: Sender<Item>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
     handle: rt::Handle,
 }
 
@@ -499,8 +503,12 @@ impl EventLog {
         let (sender, receiver) = channel::bounded(EVENTS_WAITING_MAX);
         let dropped = Arc::new(Dropped::default());
         let writer = Writer { receiver, dropped: dropped.clone(), output, lines: String::new(), count: 0 };
-        let handle = rt::thread("log", move || writer.run())?;
-        Ok((EventLog { sender: sender.clone(), dropped }, EventLogThread { sender, handle }))
+        let (ends, ended) = channel::bounded(0);
+        let handle = rt::thread("log", move || {
+            let _ends = ends;
+            writer.run();
+        })?;
+        Ok((EventLog { sender: sender.clone(), dropped }, EventLogThread { sender, ended, handle }))
     }
 
     /// Hands an event over with the present time. Never waits; after the end of the writer nothing happens.
@@ -518,11 +526,23 @@ impl EventLog {
 }
 
 impl EventLogThread {
-    /// Writes everything that was logged before this call, then ends the thread.
+    /// Writes everything that was logged before this call, then ends the thread. Perhaps nobody reads the other end of a
+    /// pipe any more: after [`PATIENCE`] the thread is left behind with what it could not write.
     pub fn finish(self) {
-        // Fails only when the thread has ended already.
-        let _ = self.sender.send(Item::Stop);
-        let _ = self.handle.join();
+        self.finish_within(PATIENCE);
+    }
+
+    /// `false`: the thread was left behind.
+    fn finish_within(self, patience: Duration) -> bool {
+        // Disconnected where the thread has ended already.
+        if let Err(SendTimeoutError::Timeout(_)) = self.sender.send_timeout(Item::Stop, patience) {
+            return false;
+        }
+        let has_ended = self.ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout);
+        if has_ended {
+            let _ = self.handle.join();
+        }
+        has_ended
     }
 }
 
@@ -715,6 +735,18 @@ mod tests {
         let written = text.lines().filter(|line| line.contains(" stopped ")).count() as u64;
         assert!(told > 0 && told == log.dropped());
         assert_eq!(written + told, total);
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_holds_up_no_end() {
+        let output = Output::default();
+        let (log, thread) = EventLog::start(output.clone()).unwrap();
+        let held_up = output.0.lock();
+        for queued in 0..3 * EVENTS_WAITING_MAX as u64 {
+            log.log(Event::Stopped { queued });
+        }
+        assert!(!thread.finish_within(Duration::from_millis(50)));
+        drop(held_up);
     }
 
     #[test]
