@@ -4,8 +4,8 @@
 //! while it may have something to start; every event that could change that puts it back.
 
 use super::routing::Common;
-use super::{Action, Lane, LaneUse, Part, PartState, Recipients, Scheduler, WATCH_MS};
-use crate::bus::{Deferral, DeferralScope, Endpoint, Job, JobDone, LaneId, LaneState, Outcome};
+use super::{Action, Lane, LaneUse, Part, PartState, Scheduler, WATCH_MS};
+use crate::bus::{Deferral, DeferralScope, Endpoint, Job, JobDone, LaneId, LaneState, Outcome, RecipientIndex};
 use crate::schedule::fair::bucket;
 #[cfg(test)]
 use crate::schedule::path::Path;
@@ -27,8 +27,10 @@ impl Scheduler {
     /// too and both fit into one transaction.
     pub(super) fn enqueue(&mut self, now: u64, part: u32, site: u32, first: bool) {
         if let Some(other) = self.companion(part, site) {
-            let recipients = self.drop_part(part);
-            self.parts[other].recipients = self.parts[other].recipients.merged(&recipients);
+            let mut recipients = self.drop_part(part);
+            recipients.extend_from_slice(self.recipients_of(other));
+            recipients.sort_unstable();
+            self.set_recipients(other, &recipients);
             return;
         }
         self.set_site(part, site);
@@ -48,12 +50,12 @@ impl Scheduler {
     /// A ready part of the same message at the same site, tried as often, with room for this one's recipients.
     fn companion(&self, part: u32, site: u32) -> Option<u32> {
         let this = &self.parts[part];
-        let room = self.sites[site as usize].limits.recipients_max.saturating_sub(this.recipients.all().len());
+        let room = self.sites[site as usize].limits.recipients_max.saturating_sub(self.recipients_in(this).len());
         let mut other = self.messages[this.message].parts;
         // The newest few: parts that come together were made together.
         for _ in 0..COMPANIONS_LOOKED_AT {
             let candidate = self.parts.get(other)?;
-            let fits = candidate.recipients.all().len() <= room && candidate.attempts == this.attempts;
+            let fits = self.recipients_in(candidate).len() <= room && candidate.attempts == this.attempts;
             if other != part && candidate.state == PartState::Ready && candidate.site == site && fits {
                 return Some(other);
             }
@@ -194,14 +196,13 @@ impl Scheduler {
     /// What does not fit into one transaction of the site becomes a part of its own, which is next.
     fn trim_part(&mut self, part: u32, site: u32) {
         let recipients_max = self.sites[site as usize].limits.recipients_max;
-        let all = self.parts[part].recipients.all();
-        if all.len() <= recipients_max {
+        if self.recipients_of(part).len() <= recipients_max {
             return;
         }
+        let all: SmallVec<[RecipientIndex; 64]> = SmallVec::from_slice(self.recipients_of(part));
         let (now, later) = all.split_at(recipients_max);
-        let (now, later) = (Recipients::from_slice(now), Recipients::from_slice(later));
         let Part { message, attempts, .. } = self.parts[part];
-        self.parts[part].recipients = now;
+        self.set_recipients(part, now);
         let rest = self.new_part(message, later, attempts);
         self.parts[rest].reply = self.replies.share(&self.parts[part].reply);
         self.set_site(rest, site);
@@ -237,7 +238,7 @@ impl Scheduler {
             open,
             queue_id: message.queue_id,
             location: message.location,
-            recipients: queued.recipients.all().into(),
+            recipients: self.recipient_lists.get(&queued.recipients).into(),
             attempts: queued.attempts,
         };
         self.actions.push_back(match shard {
@@ -370,7 +371,7 @@ impl Scheduler {
         let deferral = Deferral { scope: DeferralScope::Site, reply };
         let part = &self.parts[part];
         let outcomes =
-            part.recipients.all().iter().map(|index| (*index, Outcome::Deferred(deferral.clone()))).collect();
+            self.recipients_in(part).iter().map(|index| (*index, Outcome::Deferred(deferral.clone()))).collect();
         let queue_id = self.messages[part.message].queue_id;
         let lane_state = LaneState::Failed;
         self.job_ended(

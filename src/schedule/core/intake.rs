@@ -1,10 +1,9 @@
 //! Messages coming in: newly accepted ones and survivors of a restart; and the names of their domains.
 
-use super::{DOMAIN_IDLE_MS, DelayDsn, Domain, Domains, Message, PartState, Recipients, Scheduler};
+use super::{DOMAIN_IDLE_MS, DelayDsn, Domain, Message, Part, PartState, Scheduler};
 use crate::bus::{AcceptedMessage, RecipientIndex};
 use crate::schedule::egress::PoolIndex;
 use crate::schedule::pool::{Links, NONE};
-use crate::schedule::random::mix;
 use crate::schedule::router::NextHop;
 use crate::schedule::wheel::NOT_SET;
 use crate::spool::{Location, QueueId, SenderOrigin};
@@ -111,10 +110,7 @@ impl Scheduler {
             queue_id: incoming.queue_id,
             location: incoming.location,
             arrival_ms: incoming.arrival_ms,
-            domains: match domains[..] {
-                [one] => Domains::One(one),
-                _ => Domains::Many(domains.into_vec().into()),
-            },
+            domains: self.domain_lists.keep(&domains),
             links: Links::default(),
             tick: 0,
             slot: NOT_SET,
@@ -127,9 +123,8 @@ impl Scheduler {
             delay: if incoming.delay_dsn_sent { DelayDsn::Sent } else { DelayDsn::NotDue },
             expired: false,
         });
-        let (messages, hash_seed) = (&self.messages, self.hash_seed);
-        let hash = |id: QueueId| mix(id.0 ^ hash_seed);
-        self.by_queue_id.insert_unique(hash(incoming.queue_id), message, |key| hash(messages[*key].queue_id));
+        let messages = &self.messages;
+        self.by_queue_id.insert(incoming.queue_id, message, |key| messages[key].queue_id);
         self.recipients += live;
         if live == 0 {
             self.finish_message(now, message);
@@ -166,7 +161,7 @@ impl Scheduler {
             let IncomingState { attempts, next_ms } = group[0].0.1;
             for chunk in group.chunks(recipients_max) {
                 let indices: SmallVec<[RecipientIndex; 16]> = chunk.iter().map(|(_, index)| *index).collect();
-                parts.push((self.new_part(message, Recipients::from_slice(&indices), attempts), next_ms));
+                parts.push((self.new_part(message, &indices, attempts), next_ms));
             }
         }
         parts
@@ -174,7 +169,7 @@ impl Scheduler {
 
     /// The key of a queued message.
     pub(super) fn find_message(&self, queue_id: QueueId) -> Option<u32> {
-        self.by_queue_id.find(mix(queue_id.0 ^ self.hash_seed), |key| self.messages[*key].queue_id == queue_id).copied()
+        self.by_queue_id.find(queue_id, |key| self.messages[key].queue_id)
     }
 
     /// Compaction wrote the record of a message to another place; from here on it is read there.
@@ -201,14 +196,13 @@ impl Scheduler {
         assert!(message.live == 0 && message.parts == NONE, "a message ends when all its recipients are final");
         self.reports.remove(&key);
         self.extended.remove(&key);
-        let hash = mix(message.queue_id.0 ^ self.hash_seed);
-        let entry = self.by_queue_id.find_entry(hash, |other| *other == key);
-        entry.expect("every message is indexed").remove();
-        for domain in message.domains.all() {
-            self.release_domain(now, *domain);
+        let Message { queue_id, location, size, domains, .. } = message;
+        self.by_queue_id.remove(queue_id, key);
+        for at in 0..self.domain_lists.get(&domains).len() {
+            self.release_domain(now, self.domain_lists.get(&domains)[at]);
         }
-        let Message { queue_id, location, .. } = message;
-        let size = u64::from(message.size);
+        self.domain_lists.release(domains);
+        let size = u64::from(size);
         self.actions.push_back(super::Action::Record(super::Record::Done { queue_id, location, size }));
     }
 
@@ -267,20 +261,39 @@ impl Scheduler {
 
 const IDLE_DOMAINS_MAX: usize = 100_000;
 
-impl Recipients {
-    /// Both together, ascending.
-    pub(super) fn merged(&self, other: &Recipients) -> Recipients {
-        let mut all: SmallVec<[RecipientIndex; 16]> = self.all().iter().chain(other.all()).copied().collect();
-        all.sort_unstable();
-        Recipients::from_slice(&all)
-    }
-}
-
 impl Scheduler {
+    /// Recipients of a part, ascending; not empty.
+    pub(super) fn recipients_of(&self, part: u32) -> &[RecipientIndex] {
+        self.recipients_in(&self.parts[part])
+    }
+
+    /// The same of a part that is at hand.
+    pub(super) fn recipients_in<'a>(&'a self, part: &'a Part) -> &'a [RecipientIndex] {
+        self.recipient_lists.get(&part.recipients)
+    }
+
+    /// Gives a part other recipients.
+    pub(super) fn set_recipients(&mut self, part: u32, recipients: &[RecipientIndex]) {
+        let new = self.recipient_lists.keep(recipients);
+        let old = std::mem::replace(&mut self.parts[part].recipients, new);
+        self.recipient_lists.release(old);
+    }
+
+    /// The domain of each recipient of a message, by index.
+    pub(super) fn domains_in<'a>(&'a self, message: &'a Message) -> &'a [u32] {
+        self.domain_lists.get(&message.domains)
+    }
+
+    /// The domain of one recipient of a message.
+    pub(super) fn domain_of(&self, message: &Message, recipient: RecipientIndex) -> u32 {
+        self.domains_in(message)[usize::from(recipient)]
+    }
+
     /// A new loose part at the head of its message's list.
-    pub(super) fn new_part(&mut self, message: u32, recipients: Recipients, attempts: u16) -> u32 {
+    pub(super) fn new_part(&mut self, message: u32, recipients: &[RecipientIndex], attempts: u16) -> u32 {
+        let recipients = self.recipient_lists.keep(recipients);
         let sibling = self.messages[message].parts;
-        let part = self.parts.insert(super::Part {
+        let part = self.parts.insert(Part {
             message,
             site: NONE,
             recipients,
@@ -296,22 +309,24 @@ impl Scheduler {
         part
     }
 
-    /// Removes a loose part.
-    pub(super) fn drop_part(&mut self, key: u32) -> Recipients {
+    /// Removes a loose part; gives its recipients.
+    pub(super) fn drop_part(&mut self, key: u32) -> SmallVec<[RecipientIndex; 8]> {
         self.set_site(key, NONE);
         let part = self.parts.remove(key);
         assert_eq!(part.state, PartState::Loose, "only a loose part can be removed");
+        let recipients = SmallVec::from_slice(self.recipients_in(&part));
+        self.recipient_lists.release(part.recipients);
         self.replies.release(part.reply);
         let message = &mut self.messages[part.message];
         if message.parts == key {
             message.parts = part.sibling;
-            return part.recipients;
+            return recipients;
         }
         let mut before = message.parts;
         while self.parts[before].sibling != key {
             before = self.parts[before].sibling;
         }
         self.parts[before].sibling = part.sibling;
-        part.recipients
+        recipients
     }
 }

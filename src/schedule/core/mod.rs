@@ -39,6 +39,8 @@ mod tests;
 mod view;
 
 use super::egress::PoolIndex;
+use super::index::QueueIdIndex;
+use super::lists::{NumberLists, Numbers};
 use super::pool::{Linked, Links, List, Pool};
 use super::random::Random;
 use super::replies::{Replies, ReplyId};
@@ -51,7 +53,7 @@ use crate::bus::{Job, LaneId, RecipientIndex, Remote, SuccessReport};
 use crate::dns::route::RouteFailure;
 use crate::smtp::Reply;
 use crate::spool::{Location, QueueId};
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashMap;
 use slab::Slab;
 use smallvec::SmallVec;
 use std::cmp::Reverse;
@@ -312,9 +314,13 @@ pub struct Scheduler {
     /// Time of tick 0 of the wheels.
     base_ms: u64,
     messages: Pool<Message>,
-    by_queue_id: HashTable<u32>,
+    by_queue_id: QueueIdIndex,
     hash_seed: u64,
+    /// Domains of messages with several recipients.
+    domain_lists: NumberLists<u32>,
     parts: Pool<Part>,
+    /// Recipients of parts with several.
+    recipient_lists: NumberLists<RecipientIndex>,
     part_wheel: Wheel,
     message_wheel: Wheel,
     replies: Replies,
@@ -374,12 +380,13 @@ const DOMAIN_IDLE_MS: u64 = 600_000;
 /// How often hung lanes are looked for.
 const WATCH_MS: u64 = 10_000;
 
-/// One queued message. Kept small: there may be millions.
+/// One queued message. Kept small: there may be millions. With its part it takes 104 octets, and 5 to 11 in the index.
 struct Message {
     queue_id: QueueId,
     location: Location,
     arrival_ms: u64,
-    domains: Domains,
+    /// The domain of each recipient, by index.
+    domains: Numbers<u32>,
     links: Links,
     tick: u32,
     slot: u16,
@@ -406,34 +413,13 @@ enum DelayDsn {
     Sent,
 }
 
-/// The domain of each recipient, by index.
-enum Domains {
-    One(u32),
-    Many(Box<[u32]>),
-}
-
-impl Domains {
-    fn of(&self, recipient: RecipientIndex) -> u32 {
-        match self {
-            Domains::One(domain) => *domain,
-            Domains::Many(domains) => domains[recipient as usize],
-        }
-    }
-
-    fn all(&self) -> &[u32] {
-        match self {
-            Domains::One(domain) => std::slice::from_ref(domain),
-            Domains::Many(domains) => domains,
-        }
-    }
-}
-
 /// Recipients of one message that are queued, tried and retried together.
 struct Part {
     message: u32,
     /// Where it goes by the last answer; `NONE` before the first.
     site: u32,
-    recipients: Recipients,
+    /// Indices in ascending order; not empty.
+    recipients: Numbers<RecipientIndex>,
     links: Links,
     tick: u32,
     slot: u16,
@@ -445,13 +431,15 @@ struct Part {
     state: PartState,
 }
 
+const _: () = assert!(Pool::<Message>::ENTRY_BYTES == 64 && Pool::<Part>::ENTRY_BYTES == 40);
+
 /// Which list a part is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum PartState {
     /// None: it is being moved.
     Loose,
-    /// Waits for the answer about this next hop.
-    Routing(u32),
+    /// Waits for the answer about its next hop, which is one for all its recipients.
+    Routing,
     /// In its site's queue.
     Ready,
     /// In a lane.
@@ -460,29 +448,6 @@ enum PartState {
     Deferred,
     /// On none: it waits for an operator.
     Held,
-}
-
-/// Indices in ascending order; not empty.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Recipients {
-    One(RecipientIndex),
-    Many(Box<[RecipientIndex]>),
-}
-
-impl Recipients {
-    fn all(&self) -> &[RecipientIndex] {
-        match self {
-            Recipients::One(recipient) => std::slice::from_ref(recipient),
-            Recipients::Many(recipients) => recipients,
-        }
-    }
-
-    fn from_slice(recipients: &[RecipientIndex]) -> Recipients {
-        match recipients {
-            [one] => Recipients::One(*one),
-            many => Recipients::Many(many.into()),
-        }
-    }
 }
 
 impl Linked for Message {
@@ -608,9 +573,11 @@ impl Scheduler {
             random,
             base_ms: now,
             messages: Pool::default(),
-            by_queue_id: HashTable::new(),
+            by_queue_id: QueueIdIndex::new(hash_seed),
             hash_seed,
+            domain_lists: NumberLists::default(),
             parts: Pool::default(),
+            recipient_lists: NumberLists::default(),
             part_wheel: Wheel::default(),
             message_wheel: Wheel::default(),
             replies: Replies::default(),
@@ -665,6 +632,11 @@ impl Scheduler {
     /// Whether a message is in the queue.
     pub fn is_queued(&self, queue_id: QueueId) -> bool {
         self.find_message(queue_id).is_some()
+    }
+
+    /// When a queued message arrived or was released, milliseconds since 1970.
+    pub fn arrival_ms(&self, queue_id: QueueId) -> Option<u64> {
+        self.find_message(queue_id).map(|key| self.messages[key].arrival_ms)
     }
 
     /// Messages in the queue.
@@ -771,7 +743,7 @@ impl Scheduler {
         }
         self.flush_next = Some(0);
         let deferred = self.parts.iter().filter(|(_, part)| part.state == PartState::Deferred);
-        deferred.map(|(_, part)| part.recipients.all().len()).sum()
+        deferred.map(|(_, part)| self.recipients_in(part).len()).sum()
     }
 
     fn flush_some(&mut self, now: u64) {

@@ -6,7 +6,7 @@
 //! deleted, while no DSN about it is being stored.
 
 use super::outcome::{Context, Sorted};
-use super::{Action, Fate, Message, Part, PartState, RecipientRecord, Recipients, Record, RouteState, Scheduler};
+use super::{Action, Fate, Message, Part, PartState, RecipientRecord, Record, RouteState, Scheduler};
 use crate::bus::RecipientIndex;
 use crate::schedule::pool::NONE;
 use crate::schedule::site::is_named;
@@ -100,7 +100,7 @@ impl Scheduler {
         }
         let mut recipients: SmallVec<[RecipientIndex; 4]> = SmallVec::new();
         for part in self.parts_of(key).filter(|part| self.site_matches(criteria, part)) {
-            let all = part.recipients.all().iter().copied();
+            let all = self.recipients_in(part).iter().copied();
             recipients.extend(all.filter(|index| self.domain_matches(criteria, message, *index)));
         }
         if criteria.site.is_none() {
@@ -120,7 +120,7 @@ impl Scheduler {
 
     fn domain_matches(&self, criteria: &Criteria, message: &Message, index: RecipientIndex) -> bool {
         let Some(wanted) = &criteria.domain else { return true };
-        *self.domains[message.domains.of(index) as usize].name == **wanted
+        *self.domains[self.domain_of(message, index) as usize].name == **wanted
     }
 
     /// Carries out an order for recipients of a message (indices ascending); those that have ended meanwhile, or that the
@@ -131,7 +131,7 @@ impl Scheduler {
         // Looked up before the first is moved: one that becomes ready may join another part.
         let named = |index: &RecipientIndex| recipients.binary_search(index).is_ok();
         let chosen = |part: u32| -> SmallVec<[RecipientIndex; 8]> {
-            self.parts[part].recipients.all().iter().copied().filter(named).collect()
+            self.recipients_of(part).iter().copied().filter(named).collect()
         };
         let chosen: SmallVec<[(u32, SmallVec<[RecipientIndex; 8]>); 2]> =
             self.part_keys(message).map(|part| (part, chosen(part))).filter(|(_, chosen)| !chosen.is_empty()).collect();
@@ -202,18 +202,18 @@ impl Scheduler {
 
     /// A loose part of these recipients of a part that is not running; the others stay where they are.
     fn cut_out(&mut self, part: u32, chosen: &[RecipientIndex]) -> u32 {
-        if self.parts[part].recipients.all().len() == chosen.len() {
+        if self.recipients_of(part).len() == chosen.len() {
             self.detach(part);
             return part;
         }
         let Part { message, site, attempts, .. } = self.parts[part];
-        let others = self.parts[part].recipients.all().iter().copied();
+        let others = self.recipients_of(part).iter().copied();
         let others: SmallVec<[RecipientIndex; 16]> = others.filter(|index| !chosen.contains(index)).collect();
-        self.parts[part].recipients = Recipients::from_slice(&others);
+        self.set_recipients(part, &others);
         if self.parts[part].state == PartState::Held {
             self.held -= chosen.len();
         }
-        let cut = self.new_part(message, Recipients::from_slice(chosen), attempts);
+        let cut = self.new_part(message, chosen, attempts);
         self.parts[cut].reply = self.replies.share(&self.parts[part].reply);
         self.set_site(cut, site);
         cut
@@ -286,7 +286,7 @@ impl Scheduler {
                 (Pending::Bounce(reply), Some(_)) => sorted.bounced.push((index, reply)),
                 (Pending::Hold, Some(reply)) => {
                     let tried = attempts.saturating_add(u16::from(reply.is_some()));
-                    let held = self.new_part(message, Recipients::One(index), tried);
+                    let held = self.new_part(message, &[index], tried);
                     self.parts[held].reply = match &reply {
                         Some(reply) => self.replies.keep(reply),
                         None => self.replies.share(&self.parts[part].reply),
@@ -311,14 +311,14 @@ impl Scheduler {
     pub(super) fn keep_held(&mut self, part: u32) {
         assert_eq!(self.parts[part].state, PartState::Loose);
         self.parts[part].state = PartState::Held;
-        self.held += self.parts[part].recipients.all().len();
+        self.held += self.recipients_of(part).len();
     }
 
     /// A part is no longer held.
     pub(super) fn unhold_part(&mut self, part: u32) {
         assert_eq!(self.parts[part].state, PartState::Held);
         self.parts[part].state = PartState::Loose;
-        self.held -= self.parts[part].recipients.all().len();
+        self.held -= self.recipients_of(part).len();
     }
 
     /// A loose part that was held is due; one that has outlived its message's lifetime gets one more try.
@@ -364,7 +364,7 @@ impl Scheduler {
         let message = self.parts[part].message;
         let queue_id = self.messages[message].queue_id;
         let reply = self.replies.get(&self.parts[part].reply).cloned().unwrap_or_else(ordered);
-        let all: SmallVec<[RecipientIndex; 8]> = SmallVec::from_slice(self.parts[part].recipients.all());
+        let all: SmallVec<[RecipientIndex; 8]> = SmallVec::from_slice(self.recipients_of(part));
         for recipient in &all {
             self.actions.push_back(Action::Record(Record::Recipient { queue_id, recipient: *recipient, state }));
         }

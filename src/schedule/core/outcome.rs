@@ -2,8 +2,7 @@
 
 use super::reports::PendingReport;
 use super::{
-    Action, DelayDsn, Fate, LaneUse, LogEntry, Part, PartState, RecipientRecord, Recipients, Record, ReportedFate,
-    Scheduler,
+    Action, DelayDsn, Fate, LaneUse, LogEntry, Part, PartState, RecipientRecord, Record, ReportedFate, Scheduler,
 };
 use crate::bus::{DeferralScope, JobDone, LaneState, Outcome, RecipientIndex, Remote, SuccessReport};
 use crate::config::ReplyEffect;
@@ -103,7 +102,7 @@ impl Scheduler {
     /// the shard, answered with a try later.
     fn sort_outcomes(&self, part: u32, done: &JobDone) -> Sorted {
         let mut sorted = Sorted::default();
-        for index in self.parts[part].recipients.all() {
+        for index in self.recipients_of(part) {
             match done.outcomes.iter().find(|(other, _)| other == index).map(|(_, outcome)| outcome) {
                 Some(Outcome::Delivered(reply)) => sorted.delivered.push((*index, reply.clone())),
                 Some(Outcome::Bounced(reply)) => sorted.bounced.push((*index, reply.clone())),
@@ -204,7 +203,7 @@ impl Scheduler {
         let expired = self.messages[message].expired;
         // The part itself keeps the recipients that were not tried; the others leave it.
         if !not_tried.is_empty() {
-            self.parts[part].recipients = Recipients::from_slice(&not_tried);
+            self.set_recipients(part, &not_tried);
         }
         let deferred_parts = if expired { Vec::new() } else { self.deferral_parts(part, &deferred) };
         let mut aged = Vec::new();
@@ -288,7 +287,7 @@ impl Scheduler {
             }
         }
         let part = |(reply, indices): (&Reply, Vec<RecipientIndex>)| {
-            let part = self.new_part(message, Recipients::from_slice(&indices), attempts.saturating_add(1));
+            let part = self.new_part(message, &indices, attempts.saturating_add(1));
             self.parts[part].reply = self.replies.keep(reply);
             self.set_site(part, site);
             part
@@ -366,8 +365,8 @@ impl Scheduler {
     pub(super) fn unroutable(&mut self, now: u64, part: u32, failure: &RouteFailure) {
         let (message, attempts) = (self.parts[part].message, self.parts[part].attempts);
         let context = Context { attempts, ..Context::default() };
-        let all = |recipients: &Recipients, reply: &Reply| {
-            recipients.all().iter().map(|index| (*index, reply.clone())).collect::<Vec<_>>()
+        let all = |recipients: &[RecipientIndex], reply: &Reply| {
+            recipients.iter().map(|index| (*index, reply.clone())).collect::<Vec<_>>()
         };
         match failure {
             RouteFailure::Permanent(reply) => {
@@ -384,9 +383,9 @@ impl Scheduler {
                 self.try_finish(now, message);
             }
             RouteFailure::Transient(reply) => {
+                let deferred = all(self.recipients_of(part), reply);
                 let queued = &mut self.parts[part];
                 queued.attempts = attempts.saturating_add(1);
-                let deferred = all(&queued.recipients, reply);
                 let old = std::mem::replace(&mut queued.reply, super::ReplyId::NONE);
                 self.replies.release(old);
                 self.parts[part].reply = self.replies.keep(reply);
@@ -517,7 +516,7 @@ impl Scheduler {
                 success: None,
             };
             let recipients = self.drop_part(part);
-            let failed = recipients.all().iter().map(|index| (*index, reply.clone())).collect();
+            let failed = recipients.iter().map(|index| (*index, reply.clone())).collect();
             self.fail_recipients(now, key, failed, true, &context);
         }
     }
@@ -533,7 +532,8 @@ impl Scheduler {
                 self.part_wheel.remove(&mut self.parts, part);
                 self.undefer_part(part);
             }
-            PartState::Routing(hop) => {
+            PartState::Routing => {
+                let hop = self.hop_of_part(part);
                 self.hops[hop as usize].waiting.remove(&mut self.parts, part);
                 self.parts[part].state = PartState::Loose;
             }

@@ -123,7 +123,7 @@ impl Scheduler {
             };
             // One that is held waits for nobody but the operator.
             if queued.state != PartState::Held {
-                reported.extend(queued.recipients.all().iter().map(about));
+                reported.extend(self.recipients_in(queued).iter().map(about));
             }
             part = queued.sibling;
         }

@@ -3,7 +3,7 @@
 //! An answer is used while it is fresh, used and asked again when it is older, and waited for when it is old: then the
 //! MX of a domain may change and its queue follows, without a stall of busy domains at each change of age.
 
-use super::{Action, Hop, HopId, HopKey, PartState, Recipients, RouteState, Scheduler};
+use super::{Action, Hop, HopId, HopKey, Part, PartState, RouteState, Scheduler};
 use crate::bus::{EndpointHost, RecipientIndex};
 use crate::dns::route::{ResolvedRoute, RouteFailure};
 use crate::schedule::egress::PoolIndex;
@@ -64,7 +64,7 @@ impl Scheduler {
     }
 
     pub(super) fn hop_of(&self, message: u32, recipient: RecipientIndex) -> u32 {
-        self.domains[self.messages[message].domains.of(recipient) as usize].hop
+        self.domains[self.domain_of(&self.messages[message], recipient) as usize].hop
     }
 
     /// The site of a hop, where the answer is good enough to use without waiting. Mailboxes need no answer.
@@ -129,7 +129,7 @@ impl Scheduler {
             return;
         }
         self.set_site(part, NONE);
-        self.parts[part].state = PartState::Routing(hop);
+        self.parts[part].state = PartState::Routing;
         self.hops[hop as usize].waiting.push_back(&mut self.parts, part);
         self.refresh(hop, now);
     }
@@ -139,7 +139,8 @@ impl Scheduler {
         let message = self.parts[part].message;
         let first = self.hop_of_part(part);
         let mut hops: SmallVec<[u32; 8]> = SmallVec::from_slice(&[first]);
-        if let Recipients::Many(recipients) = &self.parts[part].recipients {
+        let recipients = self.recipients_of(part);
+        if recipients.len() > 1 {
             hops.extend(recipients.iter().map(|recipient| self.hop_of(message, *recipient)));
             hops.sort_unstable();
             hops.dedup();
@@ -156,9 +157,14 @@ impl Scheduler {
         site.map_or(Common::Hop(first), Common::Site)
     }
 
+    /// The hop of the first recipient of a part; while it waits for an answer, of all.
     pub(super) fn hop_of_part(&self, part: u32) -> u32 {
-        let part = &self.parts[part];
-        self.hop_of(part.message, part.recipients.all()[0])
+        self.hop_of_one(&self.parts[part])
+    }
+
+    /// The same of a part that is at hand.
+    pub(super) fn hop_of_one(&self, part: &Part) -> u32 {
+        self.hop_of(part.message, self.recipients_in(part)[0])
     }
 
     /// Cuts a loose part into one per hop; they come together again where they share a site.
@@ -167,12 +173,12 @@ impl Scheduler {
         let reply = self.replies.share(&self.parts[part].reply);
         let recipients = self.drop_part(part);
         let mut by_hop: SmallVec<[(u32, RecipientIndex); 16]> =
-            recipients.all().iter().map(|recipient| (self.hop_of(message, *recipient), *recipient)).collect();
+            recipients.iter().map(|recipient| (self.hop_of(message, *recipient), *recipient)).collect();
         by_hop.sort_unstable();
         let mut pieces = SmallVec::new();
         for group in by_hop.chunk_by(|a, b| a.0 == b.0) {
             let indices: SmallVec<[RecipientIndex; 16]> = group.iter().map(|(_, index)| *index).collect();
-            let piece = self.new_part(message, Recipients::from_slice(&indices), attempts);
+            let piece = self.new_part(message, &indices, attempts);
             self.parts[piece].reply = self.replies.share(&reply);
             pieces.push(piece);
         }

@@ -57,14 +57,14 @@ impl Scheduler {
         let message = &self.messages[key];
         let name = |domain: &u32| (self.domains[*domain as usize].name.clone(), None);
         let mut recipients: Vec<(Arc<str>, Option<PendingRecipient>)> =
-            message.domains.all().iter().map(name).collect();
+            self.domains_in(message).iter().map(name).collect();
         for part in self.parts_of(key) {
             let next_ms = match part.state {
                 PartState::Held => None,
                 PartState::Deferred => Some(self.ms_of(part.tick)),
                 _ => Some(0),
             };
-            for index in part.recipients.all() {
+            for index in self.recipients_in(part) {
                 recipients[*index as usize].1 = Some(PendingRecipient { attempts: part.attempts, next_ms });
             }
         }
@@ -113,7 +113,7 @@ impl Scheduler {
             NextHop::Fixed(index) => self.router.pool_of(index, &self.settings.pools).is_none(),
             NextHop::Mx => true,
         };
-        let found = message.domains.all().iter().find(by_sender);
+        let found = self.domains_in(message).iter().find(by_sender);
         found.map_or(0, |domain| self.settings.pools.hash(self.domains[*domain as usize].pool))
     }
 
@@ -151,12 +151,12 @@ impl Scheduler {
         let message = &self.messages[key];
         let mut recipients = Vec::new();
         for part in self.parts_of(key) {
-            for index in part.recipients.all() {
+            for index in self.recipients_in(part) {
                 recipients.push((*index, self.recipient_json(now, key, part, *index)));
             }
         }
         for failed in self.reports.get(&key).into_iter().flat_map(|reports| reports.pending()) {
-            let domain = &self.domains[message.domains.of(failed.recipient) as usize].name;
+            let domain = &self.domains[self.domain_of(message, failed.recipient) as usize].name;
             let row = json!({
                 "recipient": failed.recipient, "domain": **domain, "state": "reporting", "attempts": failed.attempts,
                 "reason": REPORTING, "reply": failed.reply.to_string(),
@@ -200,7 +200,7 @@ impl Scheduler {
     }
 
     fn recipient_json(&self, now: u64, key: u32, part: &Part, index: RecipientIndex) -> Value {
-        let domain = &self.domains[self.messages[key].domains.of(index) as usize].name;
+        let domain = &self.domains[self.domain_of(&self.messages[key], index) as usize].name;
         json!({
             "recipient": index,
             "domain": **domain,
@@ -236,7 +236,7 @@ impl Scheduler {
             PartState::Loose => "is being moved".into(),
             PartState::Held => "is held by the operator".into(),
             PartState::Running => "is being delivered".into(),
-            PartState::Routing(hop) => match &self.hops[hop as usize].route {
+            PartState::Routing => match &self.hops[self.hop_of_one(part) as usize].route {
                 RouteState::Known { .. } => "waits for a newer answer about its next hop".into(),
                 _ => "waits for the answer about its next hop".into(),
             },
@@ -275,7 +275,7 @@ pub(super) fn site_reason(now: u64, site: &Site) -> String {
 fn state_name(state: PartState) -> &'static str {
     match state {
         PartState::Loose => "moving",
-        PartState::Routing(_) => "routing",
+        PartState::Routing => "routing",
         PartState::Ready => "ready",
         PartState::Running => "running",
         PartState::Deferred => "deferred",
