@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Index of a recipient in its envelope.
 pub type RecipientIndex = u16;
@@ -21,8 +22,8 @@ pub struct LaneId(pub u64);
 /// Everything that can wake the scheduler.
 #[derive(Debug)]
 pub enum ToScheduler {
-    /// A message became durable on a shard (sent after the sync, with or just before the 250).
-    Accepted(AcceptedMessage),
+    /// A message became durable on a shard (sent after the sync, with or just before the 250), and when.
+    Accepted(AcceptedMessage, Instant),
     /// One transaction ended.
     JobDone(JobDone),
     /// A lane ended by itself (idle time-out, the far side closed). A job that crossed it comes back as `JobDone`

@@ -229,7 +229,7 @@ impl Submitter {
                 });
                 let accepted = committed.accepted(&envelope, arrival_ms);
                 // A scheduler that is gone finds the message at the next start.
-                let _ = self.scheduler.send(ToScheduler::Accepted(accepted)).await;
+                let _ = self.scheduler.send(ToScheduler::Accepted(accepted, rt::now())).await;
                 Ok(committed.queue_id)
             }
             Err(error) => Err(error.to_string()),

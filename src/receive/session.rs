@@ -525,7 +525,7 @@ impl Driver<'_> {
             durability: committed.durability,
         });
         // A scheduler that is gone means that the process ends; the message is durable and found at the next start.
-        let _ = scheduler.send(ToScheduler::Accepted(committed.accepted(envelope, arrival_ms))).await;
+        let _ = scheduler.send(ToScheduler::Accepted(committed.accepted(envelope, arrival_ms), rt::now())).await;
     }
 
     fn note_refusal<T>(&self, stage: &'static str, recipient: Option<String>, result: &Result<T, Reply>) {

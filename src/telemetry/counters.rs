@@ -209,6 +209,8 @@ pub struct Meter {
     pub counters: CachePadded<Counters>,
     /// Microseconds from acceptance to delivery, per recipient.
     pub delivery_us: Distribution,
+    /// Microseconds from commit to the start of the first attempt, per transaction.
+    pub first_attempt_us: Distribution,
     /// Microseconds of one write and sync of a batch.
     pub sync_us: Tally,
     /// Messages in one batch.
@@ -225,6 +227,7 @@ impl Meter {
             name: name.to_owned(),
             counters: CachePadded::default(),
             delivery_us: Distribution::new(DELIVERY_US_MAX),
+            first_attempt_us: Distribution::new(DELIVERY_US_MAX),
             sync_us: Tally::default(),
             batch_messages: Tally::default(),
             heartbeats: Counter::default(),

@@ -3,7 +3,7 @@
 //!
 //! It also watches the heartbeats ([`Publisher::stalled`]).
 
-use super::counters::{Kind, Meter, Sample, Tally, Telemetry};
+use super::counters::{Distribution, Kind, Meter, Sample, Tally, Telemetry};
 use super::event::EventLog;
 use crate::rt;
 use hdrhistogram::Histogram;
@@ -23,12 +23,15 @@ pub struct Publisher {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     deliveries: Published,
+    first_attempts: Published,
     hearts: HashMap<String, Heart>,
     started_ms: u64,
 }
 
-/// The delivery times of all executors.
+/// A distribution of times of all executors.
 struct Published {
+    metric: &'static str,
+    of: fn(&Meter) -> &Distribution,
     /// Values of one executor since the last time; exchanged with the executor's.
     spare: Histogram<u32>,
     /// Values of all executors since the last time.
@@ -57,7 +60,8 @@ impl Publisher {
             log,
             recorder,
             handle,
-            deliveries: Published::new(),
+            deliveries: Published::new(DELIVERY, |meter| &meter.delivery_us),
+            first_attempts: Published::new(FIRST_ATTEMPT, |meter| &meter.first_attempt_us),
             hearts: HashMap::new(),
             started_ms: rt::unix_ms(),
         }
@@ -68,6 +72,7 @@ impl Publisher {
         let meters = self.telemetry.meters();
         self.publish_samples(&meters);
         self.deliveries.publish(&self.recorder, &meters);
+        self.first_attempts.publish(&self.recorder, &meters);
         self.publish_tally(&meters, SYNC, |meter| &meter.sync_us, 1e-6);
         self.publish_tally(&meters, BATCH, |meter| &meter.batch_messages, 1.0);
         self.publish_process();
@@ -147,18 +152,18 @@ impl Publisher {
 }
 
 impl Published {
-    fn new() -> Published {
+    fn new(metric: &'static str, of: fn(&Meter) -> &Distribution) -> Published {
         let model = Telemetry::new().register("model");
-        Published { spare: model.delivery_us.spare(), merged: model.delivery_us.spare() }
+        Published { metric, of, spare: of(&model).spare(), merged: of(&model).spare() }
     }
 
     fn publish(&mut self, recorder: &PrometheusRecorder, meters: &[Arc<Meter>]) {
         self.merged.reset();
         for meter in meters {
-            meter.delivery_us.take(&mut self.spare);
+            (self.of)(meter).take(&mut self.spare);
             self.merged.add(&self.spare).expect("all have the same bounds");
         }
-        let histogram = recorder.register_histogram(&Key::from_static_name(DELIVERY), &METADATA);
+        let histogram = recorder.register_histogram(&Key::from_static_name(self.metric), &METADATA);
         for step in self.merged.iter_recorded() {
             let microseconds = self.merged.median_equivalent(step.value_iterated_to()) as f64;
             histogram.record_many(microseconds * 1e-6, step.count_since_last_iteration() as usize);
@@ -167,6 +172,7 @@ impl Published {
 }
 
 const DELIVERY: &str = "ringmail_delivery_seconds";
+const FIRST_ATTEMPT: &str = "ringmail_delivery_first_attempt_seconds";
 const SYNC: &str = "ringmail_spool_sync_seconds";
 const BATCH: &str = "ringmail_spool_batch_messages";
 const BUILD: &str = "ringmail_build_info";
@@ -193,6 +199,11 @@ fn describe(recorder: &PrometheusRecorder) {
         name(DELIVERY),
         Some(Unit::Seconds),
         "From acceptance to delivery, per recipient.".into(),
+    );
+    recorder.describe_histogram(
+        name(FIRST_ATTEMPT),
+        Some(Unit::Seconds),
+        "From commit to the start of the first attempt, per transaction.".into(),
     );
     recorder.describe_histogram(name(SYNC), Some(Unit::Seconds), "Write and sync of one batch.".into());
     recorder.describe_histogram(name(BATCH), None, "Messages that shared one sync.".into());

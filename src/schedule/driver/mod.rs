@@ -21,12 +21,12 @@ use super::core::{
     Action, Incoming, IncomingRecipient, IncomingState, PendingRecipient, RecipientRecord, Record, Scheduler,
 };
 use super::{Router, Settings};
-use crate::bus::{LaneState, ToMailbox, ToScheduler, ToShard};
+use crate::bus::{Job, LaneState, ToMailbox, ToScheduler, ToShard};
 use crate::config::Config;
 use crate::dns::Resolver;
 use crate::dns::route::{Identity, RouteOptions};
 use crate::rt::{self, Receiver, Sender};
-use crate::spool::{Journal, LiveMessage, RecipientState, SpoolReader, Survivor};
+use crate::spool::{Journal, LiveMessage, QueueId, RecipientState, SpoolReader, Survivor};
 use crate::telemetry::{EventLog, Meter};
 use answers::{Answer, Answers, Lookups};
 use compaction::Compaction;
@@ -130,6 +130,8 @@ struct Driver {
     stop_asked: bool,
     inbox_closed: bool,
     woken_at: Instant,
+    /// The message that is being taken over, and when it was committed.
+    committed: Option<(QueueId, Instant)>,
 }
 
 /// Milliseconds since 1970 that never go back: the wall clock of the start plus what has passed since.
@@ -196,6 +198,7 @@ impl Driver {
             actions_left: false,
             stop_asked: false,
             woken_at: clock.started,
+            committed: None,
             inbox_closed: false,
         }
     }
@@ -290,7 +293,8 @@ impl Driver {
     fn take_event(&mut self, event: ToScheduler) {
         let now = self.clock.now_ms();
         match event {
-            ToScheduler::Accepted(message) => {
+            ToScheduler::Accepted(message, committed_at) => {
+                self.committed = Some((message.queue_id, committed_at));
                 self.journal.accepted(&message);
                 self.core.handle_accepted(now, Incoming::from(message));
             }
@@ -320,6 +324,7 @@ impl Driver {
         }
         // At once, so that a long turn does not let actions pile up and a first attempt does not wait.
         self.act();
+        self.committed = None;
     }
 
     fn take_answer(&mut self, answer: Answer) {
@@ -359,8 +364,14 @@ impl Driver {
             };
             match action {
                 Action::Lookup { hop, target } => self.lookups.start(hop, target),
-                Action::Deliver { shard, job } => self.shards[shard].push(ToShard::Deliver(job)),
-                Action::DeliverMailbox(job) => self.mailbox.push(ToMailbox::Deliver(job)),
+                Action::Deliver { shard, job } => {
+                    self.note_attempt(now, &job);
+                    self.shards[shard].push(ToShard::Deliver(job));
+                }
+                Action::DeliverMailbox(job) => {
+                    self.note_attempt(now, &job);
+                    self.mailbox.push(ToMailbox::Deliver(job));
+                }
                 Action::CloseLane { shard, lane } => self.shards[shard].push(ToShard::CloseLane(lane)),
                 Action::Report(report) => self.reporter.start(report),
                 Action::Record(Record::Done { queue_id, location, size }) => {
@@ -386,6 +397,24 @@ impl Driver {
             }
         }
         self.actions_left = true;
+    }
+
+    /// How long a message has waited for its first attempt: to the microsecond where it starts at once, else by its arrival
+    /// (or release), which the queue keeps in milliseconds.
+    fn note_attempt(&self, now: u64, job: &Job) {
+        if job.attempts > 0 {
+            return;
+        }
+        let waited_us = match self.committed {
+            Some((queue_id, at)) if queue_id == job.queue_id => {
+                rt::now().saturating_duration_since(at).as_micros().try_into().unwrap_or(u64::MAX)
+            }
+            _ => {
+                let arrival_ms = self.core.arrival_ms(job.queue_id).unwrap_or(now);
+                now.saturating_sub(arrival_ms).saturating_mul(1000)
+            }
+        };
+        self.meter.first_attempt_us.record(waited_us);
     }
 
     /// A record can go; nobody needs its addresses for the log any more.

@@ -96,7 +96,7 @@ async fn commit(spool: &ShardSpool, envelope: &Envelope, body: Vec<u8>) -> (Queu
         trace,
     };
     let committed = spool.commit(draft).await.expect("the spool has room");
-    (committed.queue_id, ToScheduler::Accepted(committed.accepted(envelope, arrival_ms)))
+    (committed.queue_id, ToScheduler::Accepted(committed.accepted(envelope, arrival_ms), rt::now()))
 }
 
 fn reply(code: u16, text: &str) -> Reply {
