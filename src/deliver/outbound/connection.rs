@@ -133,14 +133,24 @@ pub(super) struct Connection {
 /// How one address failed.
 struct Failure {
     reply: Reply,
+    /// Nothing will be different later.
+    is_final: bool,
     remote: Option<Arc<Remote>>,
     /// The TLS handshake failed and may be done without.
     retry_in_plain_text: bool,
 }
 
+impl Failure {
+    /// What a session ended with; final where the server said 5xx.
+    fn of(reply: Reply, remote: Option<Arc<Remote>>) -> Failure {
+        let is_final = reply.code >= 500;
+        Failure { reply, is_final, remote, retry_in_plain_text: false }
+    }
+}
+
 impl Connection {
     /// Tries the hosts of an endpoint in order, those that were dead a moment ago last. Bounced only where every address
-    /// that was tried answered 5xx.
+    /// that was tried answered 5xx to EHLO, or 521 at once.
     pub(super) async fn open(endpoint: &Endpoint, surroundings: &Rc<Surroundings>) -> Result<Connection, NoSession> {
         let mut targets = Target::all(endpoint);
         surroundings.dead_hosts.borrow().sort(&mut targets, rt::now(), |target| target.address());
@@ -159,21 +169,18 @@ impl Connection {
             }
             broken += usize::from(failure.remote.is_some() && failure.reply.code < 500);
             // One address that may work later is reason enough to wait.
-            if worst.as_ref().is_none_or(|worst| worst.reply.code >= 500 || failure.reply.code < 500) {
+            if worst.as_ref().is_none_or(|worst| worst.is_final || !failure.is_final) {
                 worst = Some(failure);
             }
             if broken == BROKEN_SESSIONS_MAX {
                 break;
             }
         }
-        let (reply, remote) = match worst {
-            Some(failure) => (failure.reply, failure.remote),
-            None => (Trouble::NoAddress.to_reply(), None),
-        };
-        let outcome = if reply.code >= 500 {
-            Outcome::Bounced(reply)
-        } else {
-            Outcome::Deferred(Deferral { scope: DeferralScope::Site, reply })
+        let worst = worst.unwrap_or_else(|| Failure::of(Trouble::NoAddress.to_reply(), None));
+        let Failure { reply, remote, .. } = worst;
+        let outcome = match worst.is_final {
+            true => Outcome::Bounced(reply),
+            false => Outcome::Deferred(Deferral { scope: DeferralScope::Site, reply }),
         };
         Err(NoSession { outcome, remote })
     }
@@ -184,10 +191,9 @@ impl Connection {
         policy: TlsPolicy,
         surroundings: &Rc<Surroundings>,
     ) -> Result<Connection, Failure> {
-        let stream = connect(endpoint, target, surroundings).await.map_err(|reason| {
-            let reply = Trouble::ConnectFailed(reason).to_reply();
-            Failure { reply, remote: None, retry_in_plain_text: false }
-        })?;
+        let stream = connect(endpoint, target, surroundings)
+            .await
+            .map_err(|reason| Failure::of(Trouble::ConnectFailed(reason).to_reply(), None))?;
         let lies = target.address().is_some_and(|address| surroundings.chunk_liars.borrow().contains(&address));
         let settings = Settings {
             protocol: endpoint.protocol,
@@ -218,11 +224,14 @@ impl Connection {
                 Event::Ready => return Ok(connection),
                 Event::StartTls => connection.start_tls(policy).await,
                 Event::Ended(End::Failed(reply)) => {
-                    return Err(Failure { reply, remote: Some(connection.remote), retry_in_plain_text: false });
+                    return Err(Failure::of(reply, Some(connection.remote)));
+                }
+                Event::Ended(End::TurnedAway(reply)) => {
+                    return Err(Failure { is_final: false, ..Failure::of(reply, Some(connection.remote)) });
                 }
                 Event::Ended(End::TlsFailed(reply)) => {
                     let retry_in_plain_text = policy == TlsPolicy::Opportunistic;
-                    return Err(Failure { reply, remote: Some(connection.remote), retry_in_plain_text });
+                    return Err(Failure { retry_in_plain_text, ..Failure::of(reply, Some(connection.remote)) });
                 }
                 Event::Ended(End::Closed) | Event::Done(_) | Event::SendBody(_) => {
                     unreachable!("the core is neither ready nor has it a transaction")

@@ -420,10 +420,16 @@ fn hosts_are_tried_in_order_until_one_takes_the_session() {
 #[test]
 fn only_a_refusal_by_all_hosts_bounces() {
     test(|| async {
-        let refusing = Peer { greeting: "554 5.7.1 no\r\n", ..Peer::default() }.start();
+        let refusing = Peer { greeting: "521 5.7.1 no\r\n", ..Peer::default() }.start();
         let mut desk = Desk::new(limits(), BODY);
         desk.send(1, 1, Some(endpoint(&[refusing.address, refusing.address])));
-        assert_eq!(desk.hear().await, "1 bounced 554 5.7.1 no Failed");
+        assert_eq!(desk.hear().await, "1 bounced 521 5.7.1 no Failed");
+        let busy = Peer { greeting: "554 5.7.1 not you\r\n", ..Peer::default() }.start();
+        for (lane, order) in [(4, vec![busy.address]), (5, vec![busy.address, refusing.address])] {
+            desk.send(lane, lane, Some(endpoint(&order)));
+            assert_eq!(desk.hear().await, format!("{lane} Site 554 5.7.1 not you Failed"));
+        }
+        busy.listener.stop();
         let closed = closed_address();
         let expected = format!("Site 451 4.4.1 cannot connect: {closed}: ");
         for (lane, order) in [(2, [refusing.address, closed]), (3, [closed, refusing.address])] {

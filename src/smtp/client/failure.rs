@@ -69,8 +69,11 @@ pub enum Trouble {
     Malformed(Stage, ReplyError),
     /// A reply that makes no sense here.
     Unexpected(Stage, Reply),
-    /// The server refused the session (4xx or 5xx in greeting or EHLO) or ended it (421).
+    /// The server refused the session (4xx in the greeting, 521 there, 4xx or 5xx to EHLO) or ended it (421).
     Refused(Reply),
+    /// The server takes no mail now: 5xx in the greeting. 521 alone says that it never does (RFC 7504); with any other a
+    /// host turns away a client that it dislikes, or is being worked on, so other hosts are tried and mail waits.
+    TurnedAway(Reply),
     /// TLS is required and not offered.
     TlsNotOffered,
     /// TLS is required and STARTTLS was refused.
@@ -102,7 +105,7 @@ impl Trouble {
     pub(super) fn leaves_session_in_step(&self) -> bool {
         match self {
             Trouble::Refused(reply) => reply.code != 421,
-            Trouble::TlsNotOffered | Trouble::TlsRefused(_) => true,
+            Trouble::TurnedAway(_) | Trouble::TlsNotOffered | Trouble::TlsRefused(_) => true,
             Trouble::LoginNotOffered | Trouble::LoginNeedsTls | Trouble::LoginRefused(_) => true,
             _ => false,
         }
@@ -111,7 +114,7 @@ impl Trouble {
     /// What to put into log, queue listing and DSN. 5xx only where the server said it.
     pub fn to_reply(&self) -> Reply {
         let (code, (subject, detail), text) = match self {
-            Trouble::Refused(reply) => return reply.clone(),
+            Trouble::Refused(reply) | Trouble::TurnedAway(reply) => return reply.clone(),
             Trouble::Lost(stage, Lost::Closed) => (451, (4, 2), format!("connection lost while {}", stage.words())),
             Trouble::Lost(stage, Lost::TimedOut) => (451, (4, 2), format!("timed out while {}", stage.words())),
             Trouble::Malformed(stage, error) => (451, (5, 0), format!("{error} while {}", stage.words())),

@@ -132,7 +132,7 @@ impl Player {
             }
             Event::Ended(end) => {
                 self.ended = true;
-                if let End::Failed(reply) | End::TlsFailed(reply) = end {
+                if let End::Failed(reply) | End::TurnedAway(reply) | End::TlsFailed(reply) = end {
                     judge_reply(&reply, 400..600);
                 }
             }

@@ -107,12 +107,17 @@ pub enum Event {
 pub enum End {
     /// In good order: QUIT, or the server ended it between transactions after it had done some.
     Closed,
-    /// It never became ready or broke. A code of 5xx is the server's own (greeting, EHLO); all else is 4xx.
+    /// It never became ready or broke. A code of 5xx is the server's own (521 in the greeting, EHLO); all else is 4xx.
     Failed(Reply),
+    /// The server takes no mail now: this reply (5xx) was its greeting. Nothing is final by it.
+    TurnedAway(Reply),
     /// It failed because TLS could not be started after the server had agreed to; a new session with the same host
     /// may do without, where the policy allows.
     TlsFailed(Reply),
 }
+
+/// The greeting of a host that never takes mail (RFC 7504 section 3).
+const HOST_TAKES_NO_MAIL: u16 = 521;
 
 /// The line that ends the content: `tail` is its last octets (at least two, where it has so many).
 pub fn end_of_data(tail: &[u8]) -> &'static [u8] {
@@ -508,11 +513,11 @@ impl Client {
 
     fn refuse_session(&mut self, stage: Stage) -> State {
         let reply = self.parser.reply();
-        if reply.code >= 400 {
-            self.give_up(Trouble::Refused(reply))
-        } else {
-            self.give_up(Trouble::Unexpected(stage, reply))
-        }
+        self.give_up(match (stage, reply.code) {
+            (Stage::Greeting, 500..) if reply.code != HOST_TAKES_NO_MAIL => Trouble::TurnedAway(reply),
+            (_, 400..) => Trouble::Refused(reply),
+            _ => Trouble::Unexpected(stage, reply),
+        })
     }
 
     fn secure_or_log_in(&mut self) -> State {
@@ -778,6 +783,7 @@ impl Client {
         }
         self.end(match trouble {
             Trouble::TlsFailed(_) | Trouble::PlainTextBeforeTls => End::TlsFailed(reply),
+            Trouble::TurnedAway(_) => End::TurnedAway(reply),
             _ => End::Failed(reply),
         });
     }

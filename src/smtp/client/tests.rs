@@ -109,6 +109,7 @@ impl Scene {
                     }
                 }
                 Event::Ended(End::Closed) => results.push("closed".to_owned()),
+                Event::Ended(End::TurnedAway(reply)) => results.push(format!("turned away {reply}")),
                 Event::Ended(End::Failed(reply) | End::TlsFailed(reply)) => results.push(format!("failed {reply}")),
             }
         }
@@ -237,7 +238,8 @@ fn recipients_over_the_servers_limit_go_again_at_once() {
 #[test]
 fn a_session_that_is_refused_says_why() {
     let scene = scene(&["r@b.example"]);
-    scene.check("S: 554 5.7.1 go away\nC: QUIT", &["failed 554 5.7.1 go away"]);
+    scene.check("S: 554 5.7.1 go away\nC: QUIT", &["turned away 554 5.7.1 go away"]);
+    scene.check("S: 521 5.3.2 no mail here\nC: QUIT", &["failed 521 5.3.2 no mail here"]);
     scene.check("S: 450 busy\nC: QUIT", &["failed 450 busy"]);
     scene.check("S: 421 4.3.2 busy", &["failed 421 4.3.2 busy"]);
     scene.check("S: 250 what", &["failed 451 4.5.0 unexpected reply while waiting for the greeting: 250 what"]);
