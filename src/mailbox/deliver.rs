@@ -8,6 +8,7 @@ use super::directory::{Directory, DirectoryHandle};
 use super::maildir::{Maildir, NewMessage, deliver_batch, unique_name};
 use super::policy::Quota;
 use super::quota::QuotaBook;
+use super::whole_sync::WholeSyncs;
 use crate::bus::{
     Deferral, DeferralScope, Job, JobDone, LaneState, Outcome, RecipientIndex, SuccessReport, ToScheduler,
 };
@@ -30,6 +31,11 @@ const TURN_JOBS_MAX: usize = 32;
 /// Turns at once. Syncs that are asked for at the same time cost the file system one commit together, one after the other
 /// each its own: so jobs that wait are spread over many short turns instead of filling one.
 const TURNS_MAX: usize = 16;
+/// Jobs in one large turn, which has one sync for all of its files. Where more than [`TURNS_MAX`] wait and such a sync is
+/// wise, large turns are made instead: the next one gathers while this one is at work.
+const LARGE_TURN_JOBS_MAX: usize = 128;
+/// Large turns at once: one writes while the other syncs.
+const LARGE_TURNS_MAX: usize = 2;
 /// Pause when the helper pool takes nothing more.
 const POOL_FULL_PAUSE: Duration = Duration::from_millis(20);
 
@@ -105,6 +111,8 @@ pub struct Place {
     pub over_quota: OverQuota,
     /// How full mailboxes are.
     pub quotas: QuotaBook,
+    /// Syncs of many files at once.
+    pub syncs: WholeSyncs,
 }
 
 impl Place {
@@ -117,6 +125,7 @@ impl Place {
             quota: mailboxes.quota,
             over_quota: mailboxes.over_quota,
             quotas: directory.quotas().clone(),
+            syncs: WholeSyncs::default(),
         }
     }
 }
@@ -167,7 +176,7 @@ pub fn deliver_jobs<R: MessageReader>(reader: &R, directory: &Directory, place: 
         let targets = recipients.iter().filter_map(|recipient| recipient.state.as_ref().ok());
         new_messages.extend(targets.map(|target| target.message(message)));
     }
-    let mut written = deliver_batch(&new_messages).into_iter();
+    let mut written = deliver_batch(&new_messages, &place.syncs).into_iter();
     let mut outcome = |job: &Job, prepared: &Prepared| match &prepared.state {
         Err(decided) => (prepared.recipient, decided.clone()),
         Ok(target) => {
@@ -294,7 +303,15 @@ pub struct Deliverer<R> {
     to_scheduler: Sender<ToScheduler>,
     waiting: RefCell<VecDeque<(Job, Instant)>>,
     turns: Cell<usize>,
+    /// Those of `turns` that are large.
+    large_turns: Cell<usize>,
     tasks: TaskGroup,
+}
+
+/// Jobs that go together, with the time when each came.
+struct Turn {
+    jobs: Vec<(Job, Instant)>,
+    is_large: bool,
 }
 
 impl<R: MessageReader> Deliverer<R> {
@@ -314,6 +331,7 @@ impl<R: MessageReader> Deliverer<R> {
             to_scheduler,
             waiting: RefCell::default(),
             turns: Cell::new(0),
+            large_turns: Cell::new(0),
             tasks: TaskGroup::default(),
         })
     }
@@ -321,6 +339,10 @@ impl<R: MessageReader> Deliverer<R> {
     /// Takes a job; its answer is a `ToScheduler::JobDone`.
     pub fn deliver(self: &Rc<Self>, job: Job) {
         self.waiting.borrow_mut().push_back((job, rt::now()));
+        self.start_turn();
+    }
+
+    fn start_turn(self: &Rc<Self>) {
         if self.turns.get() < TURNS_MAX {
             self.turns.set(self.turns.get() + 1);
             self.tasks.spawn(self.clone().take_turns());
@@ -335,18 +357,32 @@ impl<R: MessageReader> Deliverer<R> {
     async fn take_turns(self: Rc<Self>) {
         // Jobs that came in the same turn of the executor go together.
         rt::yield_now().await;
-        loop {
-            let turn: Vec<(Job, Instant)> = {
-                let mut waiting = self.waiting.borrow_mut();
-                let count = waiting.len().div_ceil(TURNS_MAX).min(TURN_JOBS_MAX);
-                waiting.drain(..count).collect()
-            };
-            if turn.is_empty() {
-                break;
+        while let Some(Turn { jobs, is_large }) = self.next_turn() {
+            self.large_turns.set(self.large_turns.get() + usize::from(is_large));
+            self.take_turn(jobs).await;
+            self.large_turns.set(self.large_turns.get() - usize::from(is_large));
+            if is_large {
+                // Those that gathered meanwhile may be few: then they go side by side.
+                let waiting = self.waiting.borrow().len().min(TURNS_MAX);
+                (1..waiting).for_each(|_| self.start_turn());
             }
-            self.take_turn(turn).await;
         }
         self.turns.set(self.turns.get() - 1);
+    }
+
+    /// What is to be done next; `None` also while jobs gather for when a large turn ends.
+    fn next_turn(&self) -> Option<Turn> {
+        let mut waiting = self.waiting.borrow_mut();
+        let is_large = waiting.len() > TURNS_MAX && self.place.syncs.may_try();
+        let large_turns = self.large_turns.get();
+        if waiting.is_empty() || large_turns >= if is_large { LARGE_TURNS_MAX } else { 1 } {
+            return None;
+        }
+        let count = match is_large {
+            true => waiting.len().min(LARGE_TURN_JOBS_MAX),
+            false => waiting.len().div_ceil(TURNS_MAX).min(TURN_JOBS_MAX),
+        };
+        Some(Turn { jobs: waiting.drain(..count).collect(), is_large })
     }
 
     async fn take_turn(&self, turn: Vec<(Job, Instant)>) {
@@ -461,6 +497,7 @@ mod tests {
             quota: mailboxes.quota,
             over_quota: mailboxes.over_quota,
             quotas: QuotaBook::default(),
+            syncs: WholeSyncs::default(),
         }
     }
 

@@ -12,11 +12,15 @@
 //! Other programs may move a message from `new` to `cur`, or change its flags (`:2,` and letters), at any time: a file
 //! that is not where it was is looked for by the part of its name before the colon, which never changes.
 
-use hashbrown::HashSet;
-use rustix::fs::OFlags;
+use super::whole_sync::WholeSyncs;
+use hashbrown::{HashMap, HashSet};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -155,7 +159,8 @@ impl NewMessage<'_> {
 
     /// An earlier try, before a crash, has put it into the mailbox already.
     pub fn is_there(&self) -> bool {
-        was_delivered(self.maildir, &self.file_name(Sizes::of(self)))
+        let exists = |folder, name: &str| fs::symlink_metadata(self.maildir.path(folder, name)).is_ok();
+        was_delivered(&self.file_name(Sizes::of(self)), exists)
     }
 
     fn file_name(&self, sizes: Sizes) -> String {
@@ -416,30 +421,111 @@ fn measure_file(mut file: File) -> io::Result<u64> {
     }
 }
 
-/// Delivers messages; the answer is in the same order. Each mailbox folder is synced once for all its messages.
-/// `Ok` means durable: the message survives a crash of process, kernel and power.
-pub fn deliver_batch(messages: &[NewMessage<'_>]) -> Vec<io::Result<()>> {
+/// Delivers messages; the answer is in the same order. Each mailbox folder is synced once for all its messages, and a large
+/// batch with its whole file system where that is wise. `Ok` means durable: the message survives a crash of process,
+/// kernel and power.
+pub fn deliver_batch(messages: &[NewMessage<'_>], syncs: &WholeSyncs) -> Vec<io::Result<()>> {
+    let (opened, of_message) = open_all(messages);
+    let open = |index: usize| opened[of_message[index]].as_ref().map_err(copy_error);
+    let pending: Vec<io::Result<Written>> =
+        messages.iter().enumerate().map(|(index, message)| write_to_tmp(message, open(index)?)).collect();
+    let synced = if messages.len() < WHOLE_FILES_MIN { None } else { syncs.try_sync(&file_systems(&opened, |_| true)) };
     let mut results: Vec<io::Result<()>> = Vec::with_capacity(messages.len());
-    // Two passes, so that one message's sync also carries what the file system has queued of the others.
-    let pending: Vec<io::Result<Written>> = messages.iter().map(write_to_tmp).collect();
-    for (message, pending) in messages.iter().zip(pending) {
-        results.push(pending.and_then(|written| publish(message, written)));
+    let mut touched = vec![false; opened.len()];
+    for (index, (message, pending)) in messages.iter().zip(pending).enumerate() {
+        let result = pending.and_then(|written| publish(message, open(index)?, written, synced.as_ref()));
+        touched[of_message[index]] |= result.is_ok();
+        results.push(result);
     }
-    let mut synced: Vec<&Maildir> = Vec::new();
-    for (index, message) in messages.iter().enumerate() {
-        if results[index].is_err() || synced.contains(&message.maildir) {
-            continue;
-        }
-        synced.push(message.maildir);
-        if let Err(error) = sync_folder(&message.maildir.root.join("new")) {
-            for (other, result) in messages.iter().zip(&mut results) {
-                if other.maildir == message.maildir && result.is_ok() {
-                    *result = Err(copy_error(&error));
-                }
-            }
+    let failed = sync_folders(&opened, &touched, synced.is_some().then_some(syncs));
+    for (index, result) in results.iter_mut().enumerate() {
+        if let (Ok(()), Some(error)) = (&result, &failed[of_message[index]]) {
+            *result = Err(copy_error(error));
         }
     }
     results
+}
+
+/// From so many messages on one sync of the file system costs less than one of each.
+const WHOLE_FILES_MIN: usize = 8;
+/// From so many folders on.
+const WHOLE_FOLDERS_MIN: usize = 3;
+
+/// The folders of a mailbox that mail is delivered into.
+struct OpenMaildir {
+    tmp: OwnedFd,
+    new: OwnedFd,
+    cur: OwnedFd,
+    /// The file system that they are on.
+    device: u64,
+}
+
+impl OpenMaildir {
+    /// Opens the folders, and makes them where they are missing.
+    fn open(maildir: &Maildir) -> io::Result<OpenMaildir> {
+        match OpenMaildir::open_existing(maildir) {
+            Err(Errno::NOENT) => {
+                maildir.create()?;
+                Ok(OpenMaildir::open_existing(maildir)?)
+            }
+            opened => Ok(opened?),
+        }
+    }
+
+    fn open_existing(maildir: &Maildir) -> Result<OpenMaildir, Errno> {
+        let open = |folder: &str, kind: OFlags| {
+            rustix::fs::open(maildir.root.join(folder), kind | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        };
+        let new = open("new", OFlags::RDONLY)?;
+        let device = rustix::fs::fstat(&new)?.st_dev;
+        Ok(OpenMaildir { tmp: open("tmp", OFlags::PATH)?, new, cur: open("cur", OFlags::PATH)?, device })
+    }
+
+    fn exists(&self, folder: Folder, name: &str) -> bool {
+        let folder = match folder {
+            Folder::New => &self.new,
+            Folder::Cur => &self.cur,
+        };
+        rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+}
+
+/// Opens each mailbox once; which one is that of each message.
+fn open_all<'m>(messages: &[NewMessage<'m>]) -> (Vec<io::Result<OpenMaildir>>, Vec<usize>) {
+    let mut opened = Vec::new();
+    let mut known: HashMap<&OsStr, usize> = HashMap::new();
+    let mut index_of = |maildir: &'m Maildir| {
+        *known.entry(maildir.root.as_os_str()).or_insert_with(|| {
+            opened.push(OpenMaildir::open(maildir));
+            opened.len() - 1
+        })
+    };
+    let of_message = messages.iter().map(|message| index_of(message.maildir)).collect();
+    (opened, of_message)
+}
+
+/// One open folder for each file system of these mailboxes.
+fn file_systems(opened: &[io::Result<OpenMaildir>], is_meant: impl Fn(usize) -> bool) -> BTreeMap<u64, BorrowedFd<'_>> {
+    let meant = opened.iter().enumerate().filter(|&(index, _)| is_meant(index));
+    meant.filter_map(|(_, open)| open.as_ref().ok()).map(|open| (open.device, open.new.as_fd())).collect()
+}
+
+/// Makes the entries of the touched folders durable; the error of each that failed.
+fn sync_folders(
+    opened: &[io::Result<OpenMaildir>],
+    touched: &[bool],
+    syncs: Option<&WholeSyncs>,
+) -> Vec<Option<io::Error>> {
+    let count = touched.iter().filter(|&&touched| touched).count();
+    let together = syncs.filter(|_| count >= WHOLE_FOLDERS_MIN);
+    if let Some(result) = together.and_then(|syncs| syncs.try_sync(&file_systems(opened, |index| touched[index]))) {
+        return opened.iter().map(|_| result.as_ref().err().map(copy_error)).collect();
+    }
+    let sync = |(open, &touched): (&io::Result<OpenMaildir>, &bool)| {
+        let open = open.as_ref().ok().filter(|_| touched)?;
+        rustix::fs::fsync(&open.new).err().map(io::Error::from)
+    };
+    opened.iter().zip(touched).map(sync).collect()
 }
 
 fn copy_error(error: &io::Error) -> io::Error {
@@ -453,41 +539,25 @@ enum Written {
     Before,
 }
 
-fn write_to_tmp(message: &NewMessage<'_>) -> io::Result<Written> {
+fn write_to_tmp(message: &NewMessage<'_>, open: &OpenMaildir) -> io::Result<Written> {
     let name = message.file_name(Sizes::of(message));
-    if was_delivered(message.maildir, &name) {
+    if was_delivered(&name, |folder, name| open.exists(folder, name)) {
         return Ok(Written::Before);
     }
-    let path = tmp_path(message);
-    let mut file = match create_file(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            message.maildir.create()?;
-            create_file(&path)?
-        }
-        created => created?,
-    };
+    // The name in `tmp` is the same for each try, so that what a crash leaves is overwritten by the repeat.
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(&open.tmp, message.unique_name, flags, Mode::RUSR | Mode::WUSR)?);
     match write_content(message, &mut file) {
         Ok(()) => Ok(Written::InTmp(file, name)),
         Err(error) => {
             // A message that cannot be written must not keep the space that it took.
-            let _ = fs::remove_file(&path);
+            let _ = rustix::fs::unlinkat(&open.tmp, message.unique_name, AtFlags::empty());
             Err(error)
         }
     }
 }
 
-/// The name in `tmp` is the same for each try, so that what a crash leaves is overwritten by the repeat.
-fn tmp_path(message: &NewMessage<'_>) -> PathBuf {
-    message.maildir.root.join("tmp").join(message.unique_name)
-}
-
-fn create_file(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW.bits() as i32;
-    OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).custom_flags(flags).open(path)
-}
-
-fn was_delivered(maildir: &Maildir, name: &str) -> bool {
-    let exists = |folder, name: &str| fs::symlink_metadata(maildir.path(folder, name)).is_ok();
+fn was_delivered(name: &str, exists: impl Fn(Folder, &str) -> bool) -> bool {
     exists(Folder::New, name) || COMMON_FLAGS.iter().any(|flags| exists(Folder::Cur, &format!("{name}{flags}")))
 }
 
@@ -508,12 +578,23 @@ fn write_content(message: &NewMessage<'_>, file: &mut File) -> io::Result<()> {
     result.and_then(|()| file.write_all(&buffer))
 }
 
-fn publish(message: &NewMessage<'_>, written: Written) -> io::Result<()> {
+/// Gives a message its place; `synced` is what became of a sync of all of them, where there was one.
+fn publish(
+    message: &NewMessage<'_>,
+    open: &OpenMaildir,
+    written: Written,
+    synced: Option<&io::Result<()>>,
+) -> io::Result<()> {
     let Written::InTmp(file, name) = written else { return Ok(()) };
-    let path = tmp_path(message);
-    let done = file.sync_data().and_then(|()| fs::rename(&path, message.maildir.path(Folder::New, &name)));
+    let durable = match synced {
+        None => file.sync_data(),
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => Err(copy_error(error)),
+    };
+    let rename = || Ok(rustix::fs::renameat(&open.tmp, message.unique_name, &open.new, &name)?);
+    let done = durable.and_then(|()| rename());
     if done.is_err() {
-        let _ = fs::remove_file(&path);
+        let _ = rustix::fs::unlinkat(&open.tmp, message.unique_name, AtFlags::empty());
     }
     done
 }
@@ -612,7 +693,7 @@ mod tests {
     }
 
     fn deliver(message: NewMessage<'_>) {
-        for result in deliver_batch(&[message]) {
+        for result in deliver_batch(&[message], &WholeSyncs::default()) {
             result.unwrap();
         }
     }
@@ -669,7 +750,7 @@ mod tests {
         }
         // Left in tmp by a crash: overwritten.
         let other = NewMessage { unique_name: "18.M000001QBR0.mx", ..message(&maildir, b"x\r\n") };
-        fs::write(tmp_path(&other), "half a mess").unwrap();
+        fs::write(maildir.root.join("tmp").join(other.unique_name), "half a mess").unwrap();
         deliver(other);
         assert_eq!(maildir.list().unwrap().len(), 2);
         assert_eq!(fs::read_dir(maildir.root.join("tmp")).unwrap().count(), 0);
@@ -681,10 +762,37 @@ mod tests {
         let good = Maildir::of_user(folder.path(), "joe");
         let bad = Maildir::of_user(folder.path(), "ann");
         fs::write(&bad.root, "not a folder").unwrap();
-        let results = deliver_batch(&[message(&bad, b"x\r\n"), message(&good, b"x\r\n"), message(&bad, b"x\r\n")]);
+        let messages = [message(&bad, b"x\r\n"), message(&good, b"x\r\n"), message(&bad, b"x\r\n")];
+        let results = deliver_batch(&messages, &WholeSyncs::default());
         let outcome: Vec<bool> = results.iter().map(Result::is_ok).collect();
         assert_eq!(outcome, [false, true, false]);
         assert_eq!(good.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn large_batches_reach_every_mailbox_however_they_are_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildirs: Vec<Maildir> =
+            ["a", "b", "c", "d", "e"].map(|user| Maildir::of_user(folder.path(), user)).into_iter().collect();
+        fs::write(&maildirs[4].root, "not a folder").unwrap();
+        let names: Vec<String> = (0..60).map(|number| unique_name(number, "Q", 0, "mx")).collect();
+        let messages: Vec<NewMessage<'_>> = names
+            .iter()
+            .enumerate()
+            .map(|(number, name)| NewMessage { unique_name: name, ..message(&maildirs[number % 5], b"x\r\n") })
+            .collect();
+        for syncs in [WholeSyncs::default(), WholeSyncs::resting(), WholeSyncs::default()] {
+            let results = deliver_batch(&messages, &syncs);
+            for (number, result) in results.iter().enumerate() {
+                assert_eq!(result.is_ok(), number % 5 != 4, "{number} {result:?}");
+            }
+            for maildir in &maildirs[..4] {
+                assert_eq!(maildir.list().unwrap().len(), 12);
+                assert_eq!(fs::read_dir(maildir.root.join("tmp")).unwrap().count(), 0);
+            }
+            // The next round delivers into one that is empty again.
+            fs::remove_dir_all(&maildirs[0].root).unwrap();
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod quota;
 pub(crate) mod testing;
 pub mod users;
 pub mod users_file;
+pub mod whole_sync;
 
 pub use auth::{AuthResult, Authenticator};
 pub use directory::{Directory, DirectoryError, DirectoryHandle, Lookup};

@@ -86,8 +86,8 @@ impl Settings {
 
 /// Bounds the descriptors that outbound connections take.
 const LANES_MAX: usize = 4096;
-/// Enough to share each group of file syncs; more only queue up at the helpers.
-const MAILBOX_JOBS_MAX: usize = 64;
+/// Two large turns of the mailboxes' helpers, which share their syncs; more would only queue up there.
+const MAILBOX_JOBS_MAX: usize = 256;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 1024)
