@@ -98,9 +98,10 @@ pub struct ChannelBindings {
 }
 
 impl ChannelBindings {
-    /// There is something to bind to.
+    /// There is what clients bind to when they are offered PLUS: only under TLS 1.3. Under TLS 1.2 they take `tls-unique`
+    /// (RFC 5802 section 6.1), which is not to be had here, and would fail instead of logging in without a binding.
     pub fn is_available(&self) -> bool {
-        self.tls_exporter.is_some() || self.tls_server_end_point.is_some()
+        self.tls_exporter.is_some()
     }
 
     /// The data of the binding with this registered name.

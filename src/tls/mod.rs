@@ -1,6 +1,7 @@
 //! rustls configuration and policies, and streams that may be encrypted; the only place that names rustls.
 
 mod client;
+mod end_point;
 mod server;
 mod stream;
 #[cfg(test)]

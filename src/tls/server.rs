@@ -4,8 +4,8 @@
 //! Nothing here is changed in place: a reload makes new acceptors from the files, and sessions that are open go on with
 //! theirs. Only the keys of the tickets live on, so that clients can resume across a reload.
 
+use super::stream::TlsAcceptor;
 use crate::config::{CertificateFiles, ClientCertificates, ListenerTls, TlsFiles, TlsMode};
-use futures_rustls::TlsAcceptor;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -71,12 +71,13 @@ impl ServerTls {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(certificates(tls, shared, &provider)?));
+        let certificates = Arc::new(certificates(tls, shared, &provider)?);
+        let mut config = builder.with_cert_resolver(certificates.clone());
         config.ticketer = self.ticketer((tls.client_certificates, tls.client_ca.clone()))?;
         // Tickets are all that resumption needs; a cache would be memory that strangers fill.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 1;
-        Ok(Some(TlsAcceptor::from(Arc::new(config))))
+        Ok(Some(TlsAcceptor::new(config, certificates)))
     }
 
     fn ticketer(&self, rules: ClientRules) -> Result<Arc<dyn ProducesTickets>, TlsFilesError> {
@@ -92,7 +93,7 @@ impl ServerTls {
 
 /// Certificates by host name.
 #[derive(Debug)]
-struct ByName {
+pub(super) struct ByName {
     /// Lower case; `*.example.com` stands for one label.
     names: HashMap<String, Arc<CertifiedKey>>,
     default: Arc<CertifiedKey>,
@@ -107,7 +108,7 @@ impl ResolvesServerCert for ByName {
 impl ByName {
     /// A name that no certificate is for gets the default, as clients that ask for none do: opportunistic senders take
     /// any certificate, and the others say better than an alert what they miss.
-    fn find(&self, name: Option<&str>) -> &Arc<CertifiedKey> {
+    pub(super) fn find(&self, name: Option<&str>) -> &Arc<CertifiedKey> {
         let Some(name) = name.map(str::to_ascii_lowercase) else { return &self.default };
         let wildcard = || Some(format!("*.{}", name.split_once('.')?.1));
         self.names

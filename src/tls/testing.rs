@@ -26,6 +26,11 @@ JI1RFavKBBRFBpCuX0To2siBr6sG0OofjnQzA9PLlInJ2Fi2St4TfYLe\n\
 -----END PRIVATE KEY-----\n\
 ";
 
+/// The certificate in DER.
+pub(crate) fn certificate() -> Vec<u8> {
+    certificates()[0].to_vec()
+}
+
 fn certificates() -> Vec<CertificateDer<'static>> {
     vec![CertificateDer::from_pem_slice(CERTIFICATE).unwrap()]
 }
