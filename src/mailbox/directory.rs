@@ -26,6 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const ALIAS_LEVELS_MAX: usize = 10;
 /// Addresses that one alias can grow to.
 pub const ALIAS_EXPANSION_MAX: usize = 10_000;
+/// An alias for more addresses is taken to have room in one of them.
+const ALIAS_ROOM_LOOKS_MAX: usize = 10;
 /// The files are looked at again after this time.
 const CHECK_INTERVAL_MS: u64 = 1_000;
 
@@ -357,6 +359,24 @@ impl DirectoryHandle {
         !matches!(looked, Ok(Ok(false)))
     }
 
+    /// Whether a message of so many octets can go anywhere: false only where all that was looked up are full mailboxes here,
+    /// see [`DirectoryHandle::has_room`]. Of an alias that names many no more than the first few are looked at.
+    pub async fn any_has_room(&self, lookup: &Lookup, size: u64) -> bool {
+        let addresses = match lookup {
+            Lookup::User(user) => return self.has_room(user, size).await,
+            Lookup::Expands(addresses) if addresses.len() <= ALIAS_ROOM_LOOKS_MAX => addresses,
+            Lookup::Expands(_) | Lookup::Unknown | Lookup::NotLocal => return true,
+        };
+        let directory = self.snapshot();
+        for address in addresses {
+            let Some(user) = directory.mailbox_of(address) else { return true };
+            if self.has_room(&user, size).await {
+                return true;
+            }
+        }
+        false
+    }
+
     /// The configuration of mailboxes.
     pub fn mailboxes(&self) -> &Mailboxes {
         &self.0.mailboxes
@@ -521,6 +541,38 @@ mod tests {
         assert_eq!(directory.login_name("joe"), "joe");
         assert_eq!(directory.login_name("joe@Example.com"), "joe");
         assert_eq!(directory.login_name("joe@example.org"), "joe@example.org");
+    }
+
+    #[test]
+    fn an_alias_has_room_while_one_of_its_mailboxes_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let mailboxes = crate::mailbox::testing::mailboxes(folder.path());
+        let users = format!("joe:{HASH} quota=10B\nann:{HASH} quota=1000B\nbob:{HASH}\n");
+        fs::write(&mailboxes.users_file, users).unwrap();
+        fs::write(&mailboxes.aliases_file, "one: joe\ntwo: joe, ann\nfree: joe, bob\nfar: joe, x@far.test\n").unwrap();
+        rt::run_to_end("test", move || async move {
+            let handle = DirectoryHandle::open(&mailboxes, HelperPool::new("test", 1, 4).unwrap()).unwrap();
+            for user in ["joe", "ann"] {
+                // What was counted once is known without a wait.
+                let maildir = Maildir::of_user(&mailboxes.mail_dir, user);
+                let _ = handle.quotas().has_room(&user.into(), &maildir, handle.quota_of(user), 0);
+            }
+            for (alias, size, expected) in [
+                ("joe", 10, true),
+                ("joe", 11, false),
+                ("one", 10, true),
+                ("one", 11, false),
+                ("two", 11, true),
+                ("two", 1_001, false),
+                ("free", 1_001, true),
+                ("far", 1_001, true),
+                ("nobody", 1_001, true),
+            ] {
+                let lookup = handle.snapshot().lookup_local(alias, "localhost");
+                assert_eq!(handle.any_has_room(&lookup, size).await, expected, "{alias} {size}");
+            }
+        })
+        .unwrap();
     }
 
     #[test]

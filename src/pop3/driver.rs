@@ -15,7 +15,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A TLS handshake takes at most this long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,6 +35,8 @@ pub(super) struct Driver {
     conversation: Option<Box<Conversation>>,
     /// From a login to the end of the session; the lock is freed with it.
     maildrop: Option<OpenMaildrop>,
+    /// When the client must have sent its next line, the one after so many.
+    line_until: Option<(u64, Instant)>,
 }
 
 struct OpenMaildrop {
@@ -56,7 +58,7 @@ impl Driver {
     ) -> Driver {
         let (shard, stream) = (shard.clone(), Some(stream));
         let conversation = Some(Box::new(Conversation::new(session)));
-        Driver { shard, busy, stream, peer, listener, conversation, maildrop: None }
+        Driver { shard, busy, stream, peer, listener, conversation, maildrop: None, line_until: None }
     }
 
     /// Serves the session to its end.
@@ -118,7 +120,14 @@ impl Driver {
     async fn read(&mut self) -> io::Result<bool> {
         let stream = connected(&mut self.stream)?;
         let talk = self.conversation.as_deref_mut().ok_or(HelperError::Panicked).map_err(io::Error::other)?;
-        stream.set_deadline(rt::now() + self.shard.settings.sessions.auto_logout);
+        // Only a whole command starts the time anew (RFC 1939 section 3): a client that dribbles is as idle as a silent one.
+        let lines = talk.session.lines();
+        let until = match self.line_until {
+            Some((before, until)) if before == lines => until,
+            _ => rt::now() + self.shard.settings.sessions.auto_logout,
+        };
+        self.line_until = Some((lines, until));
+        stream.set_deadline(until);
         self.busy.set_waiting(true);
         let read = stream.read(&mut talk.input).await;
         self.busy.set_waiting(false);

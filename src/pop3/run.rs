@@ -651,6 +651,24 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_dribbles_is_as_idle_as_a_silent_one() {
+        rt::run_to_end("test", || async {
+            let sessions = Pop3Sessions { auto_logout: Duration::from_millis(100), ..Pop3Sessions::default() };
+            let running = start_with(sessions);
+            let mut client = running.client().await;
+            client.until("\r\n").await;
+            let mut sent = 0;
+            while client.0.write_all(b"X").await.is_ok() {
+                sent += 1;
+                assert!(sent < 2_000, "octets of a line that never ends kept the session");
+                rt::sleep(Duration::from_millis(10)).await;
+            }
+            running.stop().await;
+        })
+        .unwrap();
+    }
+
+    #[test]
     fn a_client_has_its_share_of_sessions() {
         rt::run_to_end("test", || async {
             let sessions = Pop3Sessions { per_client_max: 1, ..Pop3Sessions::default() };

@@ -171,6 +171,8 @@ pub struct Session {
     line: Vec<u8>,
     /// The current line is over the limit: its rest is thrown away.
     line_overlong: bool,
+    /// Whole lines so far.
+    lines: u64,
     output: Vec<u8>,
     action: Option<Action>,
     errors: usize,
@@ -206,31 +208,41 @@ enum State {
 /// Why a command may not happen now.
 struct Refusal(&'static str);
 
-/// The verb, the check that it may happen now (which changes nothing), what it does with its argument.
+/// The verb, the check that it may happen now (which changes nothing), whether it takes an argument, what it does.
 struct Command {
     verb: &'static str,
     check: fn(&Session) -> Result<(), Refusal>,
+    argument: Argument,
     act: fn(&mut Session, &[u8]),
 }
 
+/// Whether a verb may be followed by something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Argument {
+    /// Nothing but blanks.
+    None,
+    /// What the verb makes of it.
+    Any,
+}
+
 const COMMANDS: [Command; 17] = [
-    Command { verb: "USER", check: Session::may_login, act: Session::user },
-    Command { verb: "PASS", check: Session::may_give_password, act: Session::pass },
-    Command { verb: "AUTH", check: Session::may_login, act: Session::auth },
-    Command { verb: "APOP", check: Session::may_apop, act: Session::apop },
-    Command { verb: "STLS", check: Session::may_start_tls, act: Session::stls },
-    Command { verb: "UTF8", check: Session::may_change_utf8, act: Session::utf8 },
-    Command { verb: "STAT", check: Session::in_transaction, act: Session::stat },
-    Command { verb: "LIST", check: Session::in_transaction, act: Session::list },
-    Command { verb: "UIDL", check: Session::in_transaction, act: Session::uidl },
-    Command { verb: "RETR", check: Session::in_transaction, act: Session::retr },
-    Command { verb: "TOP", check: Session::in_transaction, act: Session::top },
-    Command { verb: "DELE", check: Session::in_transaction, act: Session::dele },
-    Command { verb: "RSET", check: Session::in_transaction, act: Session::rset },
-    Command { verb: "NOOP", check: Session::in_transaction, act: Session::noop },
-    Command { verb: "CAPA", check: Session::always, act: Session::capa },
-    Command { verb: "LANG", check: Session::always, act: Session::lang },
-    Command { verb: "QUIT", check: Session::always, act: Session::quit },
+    Command { verb: "USER", check: Session::may_login, argument: Argument::Any, act: Session::user },
+    Command { verb: "PASS", check: Session::may_give_password, argument: Argument::Any, act: Session::pass },
+    Command { verb: "AUTH", check: Session::may_login, argument: Argument::Any, act: Session::auth },
+    Command { verb: "APOP", check: Session::may_apop, argument: Argument::Any, act: Session::apop },
+    Command { verb: "STLS", check: Session::may_start_tls, argument: Argument::None, act: Session::stls },
+    Command { verb: "UTF8", check: Session::may_change_utf8, argument: Argument::None, act: Session::utf8 },
+    Command { verb: "STAT", check: Session::in_transaction, argument: Argument::None, act: Session::stat },
+    Command { verb: "LIST", check: Session::in_transaction, argument: Argument::Any, act: Session::list },
+    Command { verb: "UIDL", check: Session::in_transaction, argument: Argument::Any, act: Session::uidl },
+    Command { verb: "RETR", check: Session::in_transaction, argument: Argument::Any, act: Session::retr },
+    Command { verb: "TOP", check: Session::in_transaction, argument: Argument::Any, act: Session::top },
+    Command { verb: "DELE", check: Session::in_transaction, argument: Argument::Any, act: Session::dele },
+    Command { verb: "RSET", check: Session::in_transaction, argument: Argument::None, act: Session::rset },
+    Command { verb: "NOOP", check: Session::in_transaction, argument: Argument::None, act: Session::noop },
+    Command { verb: "CAPA", check: Session::always, argument: Argument::None, act: Session::capa },
+    Command { verb: "LANG", check: Session::always, argument: Argument::Any, act: Session::lang },
+    Command { verb: "QUIT", check: Session::always, argument: Argument::None, act: Session::quit },
 ];
 
 impl Session {
@@ -243,6 +255,7 @@ impl Session {
             state: State::Authorization { username: None },
             line: Vec::new(),
             line_overlong: false,
+            lines: 0,
             output: Vec::new(),
             action: None,
             errors: 0,
@@ -281,6 +294,11 @@ impl Session {
         self.config.apop_timestamp.as_deref()
     }
 
+    /// Whole lines that came so far.
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+
     /// More of a listing is there for [`Session::poll_output`].
     pub fn is_listing(&self) -> bool {
         matches!(self.state, State::Listing(..))
@@ -299,6 +317,7 @@ impl Session {
                 None => (rest, false),
             };
             taken += piece.len();
+            self.lines += u64::from(ends);
             if self.line.is_empty() && !self.line_overlong && ends && piece.len() <= LINE_BYTES_MAX {
                 // The usual case: a whole short line, looked at where it lies.
                 self.handle_line(piece);
@@ -481,6 +500,9 @@ impl Session {
             return self.refuse("unknown command");
         };
         match (command.check)(self) {
+            Ok(()) if command.argument == Argument::None && !argument.trim_ascii().is_empty() => {
+                self.refuse("this command takes no argument");
+            }
             Ok(()) => (command.act)(self, argument),
             Err(Refusal(text)) => self.refuse(text),
         }

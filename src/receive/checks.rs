@@ -235,9 +235,7 @@ impl Driver<'_> {
             policy::Client { address: self.session.client(), login: self.session.login().map(|login| &**login) };
         // `postmaster` without a domain: the directory looks it up in the first of our domains, in order.
         let domain = config.mailboxes.local_domains.iter().min().map_or("", String::as_str);
-        if let Lookup::User(user) = &lookup
-            && !directory.has_room(user, self.declared_size).await
-        {
+        if !directory.any_has_room(&lookup, self.declared_size).await {
             return Err(full_mailbox(config.mailboxes.over_quota));
         }
         policy::decide(&config.relay, domain, lookup, client, path)

@@ -162,10 +162,7 @@ impl Session {
     }
 
     /// Messages go out as they are stored in either mode, and names and passwords are UTF-8 in either (RFC 6856 section 2).
-    pub(super) fn utf8(&mut self, argument: &[u8]) {
-        if !argument.trim_ascii().is_empty() {
-            return self.refuse("UTF8 takes no argument");
-        }
+    pub(super) fn utf8(&mut self, _: &[u8]) {
         self.ok(format_args!("UTF8 enabled"));
     }
 
@@ -195,7 +192,7 @@ impl Session {
             (true, "PIPELINING"),
             (self.logins_allowed(), "USER"),
             (self.config.tls_available && !self.tls && in_authorization, "STLS"),
-            (in_authorization, "UTF8 USER"),
+            (true, "UTF8 USER"),
             (true, "LANG"),
         ];
         for (_, line) in plain_lines.into_iter().filter(|(shown, _)| *shown) {
