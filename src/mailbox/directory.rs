@@ -387,20 +387,37 @@ impl DirectoryHandle {
         self.0.current.read().clone()
     }
 
+    /// The snapshot as it is; never waits. Where the last look at the files is over a second old, a helper begins one, so that
+    /// who was removed is not known for long.
+    pub fn snapshot_soon_fresh(&self) -> Arc<Directory> {
+        if self.look_is_due() {
+            let handle = self.clone();
+            if let Err(error) = self.0.pool.submit(move || handle.refresh()) {
+                tracing::warn!("users and aliases were not looked at: {error}");
+            }
+        }
+        self.snapshot()
+    }
+
     /// The snapshot, after a look at the files (on a helper) if the last one is over a second old. Where the files are
     /// damaged the old snapshot stays, and the log says why, once per change.
     pub async fn current(&self) -> Arc<Directory> {
-        let now = rt::unix_ms();
-        let checked = self.0.checked_ms.load(Ordering::Relaxed);
-        // A clock set back must not stop the checks.
-        let due = now.abs_diff(checked) >= CHECK_INTERVAL_MS;
-        if due && self.0.checked_ms.compare_exchange(checked, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if self.look_is_due() {
             let handle = self.clone();
             if let Err(error) = self.0.pool.run(move || handle.refresh()).await {
                 tracing::warn!("users and aliases were not looked at: {error}");
             }
         }
         self.snapshot()
+    }
+
+    /// Whether the caller is to look at the files.
+    fn look_is_due(&self) -> bool {
+        let now = rt::unix_ms();
+        let checked = self.0.checked_ms.load(Ordering::Relaxed);
+        // A clock set back must not stop the checks.
+        let due = now.abs_diff(checked) >= CHECK_INTERVAL_MS;
+        due && self.0.checked_ms.compare_exchange(checked, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Looks at the files now and takes them if they changed. Blocks: for helper threads.
