@@ -92,8 +92,8 @@ impl EndOfData {
         while index < chunk.len() {
             if self.state == State::Text {
                 // The usual case by far: skip to the next octet that can change anything.
-                match memchr2(b'\r', b'\n', &chunk[index..]) {
-                    Some(offset) => index += offset,
+                match next_odd_line_end(chunk, index) {
+                    Some(at) => index = at,
                     None => return None,
                 }
             }
@@ -160,6 +160,18 @@ impl EndOfData {
     /// same octets.
     pub fn no_leading_dots(&self) -> bool {
         !self.leading_dots
+    }
+}
+
+/// The first CR or LF from `index` on, within a line, that is no CRLF with an ordinary octet behind it: such a line end
+/// leads from one line into the next and decides nothing, and there is one for every 70 octets or so.
+fn next_odd_line_end(chunk: &[u8], mut index: usize) -> Option<usize> {
+    loop {
+        let at = index + memchr2(b'\r', b'\n', &chunk[index..])?;
+        match chunk[at..] {
+            [b'\r', b'\n', next, ..] if !matches!(next, b'.' | b'\r' | b'\n') => index = at + 3,
+            _ => return Some(at),
+        }
     }
 }
 
