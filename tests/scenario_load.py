@@ -67,6 +67,46 @@ def straight_into_the_sink(box):
     check_equal(sink.process.returncode, 1, "exit status of the sink")
 
 
+def ways_to_send(box):
+    """a login over TLS, files, a run by the clock, and a stall that an open loop must not hide"""
+    cert, key = certificate(box)
+    relay = box.ringmail("logins", config={"mailboxes": {"local_domains": ["home.test"]},
+                                           "tls": {"certificate": str(cert), "key": str(key)}})
+    relay.add_user("joe", "secret")
+    relay.start()
+    to_joe = ["source", f"127.0.0.1:{relay.smtp_port}", "--to", "joe@home.test", "--sessions", 2, "--messages", 6, "--tls", "--auth"]
+    check_equal(load(*to_joe, "joe:secret")["accepted"], 6, "sent with a login")
+    wait_until(lambda: len(relay.events("accepted", login="joe")) == 6, "six messages of joe's in the log")
+    refused = load(*to_joe, "joe:wrong", ok=False)
+    check_equal(refused["accepted"], 0, "sent with a wrong password")
+    check("535" in refused["trouble"], f"the source says why: {refused['trouble']}")
+
+    folder = box.dir / "eml"
+    folder.mkdir()
+    texts = [b"Subject: dots\n\n.\n..two\nlast line\n", b"Subject: without an end\r\n\r\nno line end"]
+    for number, text in enumerate(texts):
+        (folder / f"{number}.eml").write_bytes(text)
+    far = box.sink()
+    load("source", f"127.0.0.1:{far.port}", "--eml", folder, "--messages", 20, "--sessions", 2)
+    # Message-ID and the stamp come first.
+    got = {received.data.split(b"\r\n", 2)[2] for received in far.wait(20)}
+    wanted = {b"\r\n".join(text.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")) + b"\r\n" for text in texts}
+    check_equal(got, wanted, "files that arrived")
+
+    port = free_port()
+    sink = Far(box, f"127.0.0.1:{port}", "--idle-seconds", 3)
+    sent = load("source", f"127.0.0.1:{port}", "--seconds", 2, "--sessions", 3)
+    check(sent["seconds"] > 1.9 and sent["accepted"] > 0 and sent["lost"] == 0, f"two seconds: {sent}")
+    check_equal(sink.report()["different"], sent["accepted"], "what came of it")
+
+    # One session that is answered 0.3 s late and has a message every 0.05 s falls behind by 2.25 s with the tenth.
+    sink = Far(box, f"127.0.0.1:{port}", "--messages", 10, "--data-delay-ms", 300)
+    sent = load("source", f"127.0.0.1:{port}", "--messages", 10, "--rate", 20, "--sessions", 1)
+    check(sent["whole_ms"]["max"] > 2500, f"from when it was due to its reply: {sent['whole_ms']}")
+    check(sent["whole_ms"]["p50"] > 2 * 300, f"half of them waited longer than their replies took: {sent['whole_ms']}")
+    check(sink.report()["end_to_end_ms"]["max"] > 2200, "the stamp says when a message was due")
+
+
 def a_small_internet(box):
     """a world of sites that defer, reject, throttle and limit: everything ends as delivered or bounced"""
     need("swaks")
@@ -103,14 +143,15 @@ def a_small_internet(box):
 
 
 def the_comparison(box):
-    """one short round of ringmail by the comparison's own way, with its table and its page"""
+    """one short round of ringmail and the bare limit by the comparison's own way, with its table and its page"""
     out = box.dir / "compare"
     box.dir.chmod(0o755)
-    done = run([ROOT / "loadtest" / "compare", "--mta", "ringmail", "--rounds", 1, "--messages", 3000, "--warmup", 200, "--loads",
+    done = run([ROOT / "loadtest" / "compare", "--mta", "ringmail,limit", "--rounds", 1, "--messages", 3000, "--warmup", 200, "--loads",
                 "reused,single", "--out", out, "--ringmail", binary(), "--load", LOAD], timeout=120)
     result = json.loads((out / "result.json").read_text())
     check_equal(result["troubles"], [], "troubles")
-    check_equal([run["load"] for run in result["runs"]], ["reused", "single"], "runs")
+    check_equal([(run["load"], run["mta"]) for run in result["runs"]],
+                [(load, mta) for load in ("reused", "single") for mta in ("ringmail", "limit")], "runs")
     for one in result["runs"]:
         check(one["cpu_ms_per_message"] > 0 and one["memory_peak_mb"] > 1, f"figures of {one['load']}: {one}")
     page = (out / "report.html").read_text()
@@ -121,4 +162,4 @@ def the_comparison(box):
             print(f"  note: {line}", flush=True)
 
 
-main(straight_into_the_sink, a_small_internet, the_comparison)
+main(straight_into_the_sink, ways_to_send, a_small_internet, the_comparison)

@@ -67,6 +67,8 @@ async fn serve(shared: &Shared) -> io::Result<()> {
 struct Session<'a> {
     shared: &'a Shared,
     wire: Wire,
+    /// Commands need not wait for each other's replies: the relay says so, and it was not forbidden.
+    pipelines: bool,
     /// Kept from one message to the next.
     scratch: Vec<u8>,
 }
@@ -77,7 +79,7 @@ impl<'a> Session<'a> {
         let started = rt::now();
         let stream = rt::TcpStream::connect(options.relay, None, started + REPLY_TIME).await?;
         let connected = rt::now();
-        let mut session = Session { shared, wire: Wire::new(stream.into()), scratch: Vec::new() };
+        let mut session = Session { shared, wire: Wire::new(stream.into()), pipelines: false, scratch: Vec::new() };
         session.expect(220).await?;
         let greeted = rt::now();
         session.hello().await?;
@@ -116,7 +118,22 @@ impl<'a> Session<'a> {
 
     async fn hello(&mut self) -> io::Result<()> {
         self.say("EHLO source.example").await?;
-        self.expect(250).await
+        let (mut pipelining, mut chunking) = (false, false);
+        let code = self.wire.reply(|line| {
+            let keyword = line.get(4..).unwrap_or_default();
+            pipelining |= keyword.eq_ignore_ascii_case(b"PIPELINING");
+            chunking |= keyword.eq_ignore_ascii_case(b"CHUNKING");
+        });
+        match code.await? {
+            250 if self.shared.framing == Framing::Chunk && !(chunking && pipelining) => {
+                Err(io::Error::other("--bdat needs CHUNKING and PIPELINING, which the relay does not offer"))
+            }
+            250 => {
+                self.pipelines = pipelining && !self.shared.options.no_pipelining;
+                Ok(())
+            }
+            code => Err(io::Error::other(format!("{code} to EHLO"))),
+        }
     }
 
     /// Sends one message; what the relay answers is counted, an error ends the connection.
@@ -165,12 +182,12 @@ impl<'a> Session<'a> {
     ) -> io::Result<Option<(u64, Instant, u16)>> {
         self.envelope(plan);
         self.scratch.extend_from_slice(b"DATA\r\n");
-        let codes = match self.shared.options.no_pipelining {
-            false => {
+        let codes = match self.pipelines {
+            true => {
                 self.wire.stream.write_all(&self.scratch).await?;
                 self.replies(plan.recipients.len() + 2).await?
             }
-            true => self.one_by_one().await?,
+            false => self.one_by_one().await?,
         };
         let taken = self.judge_envelope(&codes[..codes.len() - 1]);
         let last = codes[codes.len() - 1];

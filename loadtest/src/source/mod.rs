@@ -28,6 +28,9 @@ pub struct Options {
     /// Sessions at once.
     #[arg(long, short, default_value_t = 50)]
     sessions: usize,
+    /// Milliseconds between the beginnings of two sessions: some servers lose connections that come at once.
+    #[arg(long, default_value_t = 0)]
+    stagger_ms: u64,
     /// Messages in all, those of the warm-up included (default 20,000 where there is no --seconds).
     #[arg(long, short)]
     messages: Option<u64>,
@@ -65,7 +68,7 @@ pub struct Options {
     /// Messages over one connection; 0 sends all over one.
     #[arg(long, default_value_t = 0)]
     per_connection: u64,
-    /// Wait for each reply before the next command.
+    /// Wait for each reply before the next command, also where the relay offers PIPELINING.
     #[arg(long, conflicts_with = "bdat")]
     no_pipelining: bool,
     /// Send with BDAT (RFC 3030) instead of DATA.
@@ -163,9 +166,13 @@ pub fn run(options: Options) -> io::Result<bool> {
             options,
         });
         let group = rt::TaskGroup::default();
-        for _ in 0..shared.options.sessions {
+        for session in 0..shared.options.sessions {
             let shared = shared.clone();
-            group.spawn(async move { connection::run(&shared).await });
+            group.spawn(async move {
+                let begin = shared.started + Duration::from_millis(shared.options.stagger_ms) * session as u32;
+                rt::sleep_until(begin).await;
+                connection::run(&shared).await;
+            });
         }
         let counted_from = watch(&shared, &group, warmup).await;
         report(&shared, counted_from.elapsed())
