@@ -5,6 +5,7 @@
 
 mod choice;
 mod interrupt;
+mod limit;
 mod pop3;
 mod report;
 mod sink;
@@ -30,6 +31,8 @@ enum Command {
     Source(source::Options),
     /// Take messages as many hosts with behaviours of their own, count them by their stamp.
     Sink(sink::Options),
+    /// Relay with nothing in it: what disk and loopback allow together.
+    Limit(limit::Options),
     /// Take mail by POP3 as fast as a server gives it, for comparing servers on the same maildrops.
     Pop3(pop3::Options),
     /// Make up an Internet of domains and sites, and serve its DNS.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let ran = match Cli::parse().command {
         Command::Source(options) => source::run(options),
         Command::Sink(options) => sink::run(options),
+        Command::Limit(options) => limit::run(options),
         Command::Pop3(options) => pop3::run(options),
         Command::World(options) => world::run(options),
         Command::Report(options) => report::run(&options),

@@ -119,6 +119,13 @@ impl Wire {
         self.start == self.end
     }
 
+    /// What was read ahead.
+    pub fn take_ahead(&mut self) -> Vec<u8> {
+        let ahead = self.buffer[self.start..self.end].to_vec();
+        self.forget();
+        ahead
+    }
+
     /// Throws away what was read ahead (before a TLS handshake).
     pub fn forget(&mut self) {
         self.start = self.end;
