@@ -1,35 +1,38 @@
 //! Group commit of one shard: many sessions, one write, one sync (`docs/spool-format.md`, section 6).
 //!
-//! Sessions append to the open batch at once and wait; [`GroupCommit::run`] writes and syncs one batch at a time, in order.
-//! While it does, the next batch fills. No timer: one lone message commits at once, a thousand share one sync.
+//! Sessions append to the open batch at once and wait. [`GroupCommit::run`] hands each batch to the segment's writer, where
+//! it goes on filling until the one before is done ([`super::writer`]), and answers in order. No timer: one lone message
+//! commits at once, a thousand share one sync.
 //!
 //! A batch of relaxed records only is acknowledged when it is written; the sync that covers it comes with the next batch
 //! that needs one, and otherwise after [`LAZY_SYNC_US`] or [`LAZY_SYNC_BYTES`].
 //!
-//! Knows no executor and no file: it writes to a [`RingStorage`] that a [`Supply`] hands out, so that simulated disks run
+//! Knows no executor and no file: it writes to a [`CommitFile`] that a [`Supply`] hands out, so that simulated disks run
 //! the same code.
 //!
 //! ```text
-//! segment: none --take--> active --full--> retired            (batches still queued are written to it first)
+//! segment: none --take--> active --full--> retired            (batches still pending are written to it first)
 //!                           |
 //!                           +--write or sync failed--> sealed (its batches fail; the next segment is taken)
+//! batch:   queued --run--> begun --by the writer--> ended     (open to records until the writer takes it)
 //! shard:   healthy --seal failed, or two failures without a success between--> failed (nothing is accepted any more)
 //! ```
 
-use super::disk::RingStorage;
 use super::queue_id::{Location, QueueId, SLOT_BYTES};
 use super::record::{self, EncodeError, PAGE_BYTES, Place, RecordDraft, RecordHeader, Salt};
-use super::segment::{DATA_START, SEAL_OFFSET, SegmentHeader, encode_seal};
+use super::segment::{DATA_START, SegmentHeader, encode_seal};
 use super::stats::SpoolStats;
+use super::writer::{CommitFile, Done, OpenBatch, Work};
 use super::{Durability, SpoolError};
-use crate::rt::Notify;
+use crate::rt::{Notify, OneshotReceiver};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// A batch takes no more records once it is this long.
 pub const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -43,7 +46,7 @@ pub const LAZY_SYNC_BYTES: u64 = 8 << 20;
 /// Where segments come from, and who is told what became of them.
 pub(crate) trait Supply: 'static {
     /// What a segment is written through.
-    type File: RingStorage;
+    type File: CommitFile;
     /// Has a segment made ready, unless one is or will be; a failure that nobody took is forgotten.
     fn request(&self);
     /// The segment that is ready, or why making it failed (told once).
@@ -86,7 +89,7 @@ pub(crate) struct Written {
 pub(crate) struct GroupCommit<S: Supply> {
     supply: S,
     state: RefCell<State<S::File>>,
-    /// Something was queued, or it is closing.
+    /// Something was put into `pending`, or it is closing.
     work: Notify,
     /// [`GroupCommit::run`] has returned.
     ended: Notify,
@@ -95,18 +98,47 @@ pub(crate) struct GroupCommit<S: Supply> {
 
 struct State<F> {
     active: Option<Active<F>>,
-    queue: VecDeque<Batch<F>>,
-    in_flight: bool,
+    /// What the writer was or will be asked to do, in order. The last may be a batch that is still open.
+    pending: VecDeque<Pending<F>>,
     /// What was acknowledged and not synced; the segment is the one written last.
     unsynced: Option<Unsynced<F>>,
-    /// Octets of `queue` and of the batch in flight.
+    /// Octets of all batches in `pending`.
     waiting_bytes: usize,
-    /// Length of the batch before: so much is set aside for the next, which then need not grow by copying.
-    batch_bytes: usize,
+    buffers: Buffers,
     failures: u32,
     health: Health,
     /// [`GroupCommit::run`] has returned.
     has_ended: bool,
+}
+
+/// Buffers of batches that were written, for those to come: pages that are there already cost nothing. Never more than
+/// [`BUFFERS_MAX`], and none much longer than batches are now.
+#[derive(Default)]
+struct Buffers {
+    free: VecDeque<Vec<u8>>,
+    /// Length of the last batch: so much is set aside for the next, which then need not grow by copying.
+    batch_bytes: usize,
+}
+
+/// One is being written while one fills.
+const BUFFERS_MAX: usize = 2;
+/// A buffer of this length is kept, however short batches are.
+const BUFFER_BYTES_KEPT: usize = 256 << 10;
+
+impl Buffers {
+    fn take(&mut self) -> Vec<u8> {
+        let mut buffer = self.free.pop_front().unwrap_or_default();
+        buffer.clear();
+        buffer.reserve((self.batch_bytes + self.batch_bytes / 4).next_multiple_of(PAGE_BYTES as usize));
+        buffer
+    }
+
+    fn give(&mut self, buffer: Vec<u8>, batch_bytes: usize) {
+        self.batch_bytes = batch_bytes;
+        if self.free.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_KEPT.max(4 * batch_bytes) {
+            self.free.push_back(buffer);
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -139,10 +171,60 @@ struct Open<F> {
     file: F,
 }
 
-struct Batch<F> {
+/// One piece of work for the writer.
+struct Pending<F> {
     segment: Rc<Open<F>>,
+    job: Job,
+    progress: Progress,
+}
+
+enum Job {
+    Batch(Batch),
+    /// Of what was acknowledged without one; all of it lies before this offset.
+    Sync(u64),
+}
+
+enum Progress {
+    Queued,
+    Begun(OneshotReceiver<io::Result<Done>>),
+    Ended(io::Result<Done>),
+}
+
+impl<F: CommitFile> Pending<F> {
+    fn new(segment: &Rc<Open<F>>, job: Job) -> Pending<F> {
+        Pending { segment: segment.clone(), job, progress: Progress::Queued }
+    }
+
+    fn begin(&mut self) {
+        if !matches!(self.progress, Progress::Queued) {
+            return;
+        }
+        let work = match &self.job {
+            Job::Batch(batch) => Work::Batch(batch.records.clone(), batch.offset),
+            Job::Sync(_) => Work::Sync,
+        };
+        self.progress = Progress::Begun(self.segment.file.begin(work));
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Progress::Begun(receiver) = &mut self.progress {
+            let Poll::Ready(answer) = Pin::new(receiver).poll(cx) else { return Poll::Pending };
+            self.progress = Progress::Ended(answer.unwrap_or_else(|| Err(writer_gone())));
+        }
+        if matches!(self.progress, Progress::Ended(_)) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// The writer took the work and gave no answer.
+fn writer_gone() -> io::Error {
+    io::Error::other("the writer of the segment failed inside")
+}
+
+struct Batch {
     offset: u64,
-    bytes: Vec<u8>,
+    records: Arc<OpenBatch>,
+    /// Octets of its records.
+    len: usize,
     messages: u32,
     /// Of the last record: it owns the padding.
     last: Location,
@@ -153,9 +235,51 @@ struct Batch<F> {
     outcome: Rc<Outcome>,
 }
 
-impl<F> Batch<F> {
+type Appended = Result<(RecordHeader, Location), EncodeError>;
+
+impl Batch {
+    fn new(offset: u64, after_relaxed: bool, buffer: Vec<u8>) -> Batch {
+        Batch {
+            offset,
+            records: Arc::new(OpenBatch::new(buffer)),
+            len: 0,
+            messages: 0,
+            last: Location(0),
+            durability: Durability::Relaxed,
+            after_relaxed,
+            outcome: Rc::default(),
+        }
+    }
+
+    /// `None` when it takes no more records.
+    fn append<F>(&mut self, segment: &Open<F>, draft: &RecordDraft<'_>, trace: Trace<'_>) -> Option<Appended> {
+        if self.len >= BATCH_BYTES_MAX {
+            return None;
+        }
+        let place = Place {
+            salt: segment.salt,
+            segment: segment.header.number,
+            batch_offset: self.offset,
+            segment_end: segment.header.len,
+            after_relaxed: self.after_relaxed,
+        };
+        let appended = self.records.append(!draft.relaxed, |bytes| {
+            record::append(bytes, draft, trace, &place).map(|appended| (appended, bytes.len()))
+        })?;
+        Some(appended.map(|((header, location), len)| {
+            self.len = len;
+            self.messages += 1;
+            self.last = location;
+            if !draft.relaxed {
+                self.durability = Durability::Group;
+            }
+            (header, location)
+        }))
+    }
+
+    /// Where the next batch begins.
     fn end(&self) -> u64 {
-        (self.offset + self.bytes.len() as u64).next_multiple_of(PAGE_BYTES)
+        (self.offset + self.len as u64).next_multiple_of(PAGE_BYTES)
     }
 }
 
@@ -201,9 +325,9 @@ impl Outcome {
 
 /// What [`GroupCommit::run`] does next.
 enum Step<F> {
-    Write(Batch<F>),
-    Sync(Unsynced<F>),
-    /// Until there is work, or for so many microseconds.
+    /// This ended.
+    Conclude(Pending<F>, io::Result<Done>),
+    /// Until there is work or something ended, or for so many microseconds.
     Wait(Option<u64>),
     End,
 }
@@ -226,11 +350,10 @@ impl<S: Supply> GroupCommit<S> {
         supply.request();
         let state = State {
             active: None,
-            queue: VecDeque::new(),
-            in_flight: false,
+            pending: VecDeque::new(),
             unsynced: None,
             waiting_bytes: 0,
-            batch_bytes: 0,
+            buffers: Buffers::default(),
             failures: 0,
             health: Health::Open,
             has_ended: false,
@@ -302,53 +425,44 @@ impl<S: Supply> GroupCommit<S> {
             return Err(Refusal::Final(SpoolError::Busy));
         }
         let Some(active) = &mut state.active else { return Err(Refusal::NeedsSegment) };
-        let opens_batch = !state
-            .queue
-            .back()
-            .is_some_and(|batch| Rc::ptr_eq(&batch.segment, &active.segment) && batch.bytes.len() < BATCH_BYTES_MAX);
-        if opens_batch {
-            state.queue.push_back(Batch {
-                segment: active.segment.clone(),
-                offset: active.next_offset,
-                bytes: Vec::with_capacity(state.batch_bytes),
-                messages: 0,
-                last: Location(0),
-                durability: Durability::Relaxed,
-                after_relaxed: active.ends_relaxed,
-                outcome: Rc::default(),
-            });
-        }
-        let batch = state.queue.back_mut().expect("there is one, or it was just pushed");
-        let place = Place {
-            salt: active.segment.salt,
-            segment: active.segment.header.number,
-            batch_offset: batch.offset,
-            segment_end: active.segment.header.len,
-            after_relaxed: batch.after_relaxed,
-        };
-        let len_before = batch.bytes.len();
-        match record::append(&mut batch.bytes, draft, trace, &place) {
-            Ok((header, location)) => {
-                state.waiting_bytes += batch.bytes.len() - len_before;
-                batch.messages += 1;
-                batch.last = location;
-                if !draft.relaxed {
-                    batch.durability = Durability::Group;
-                }
-                active.ends_relaxed = batch.durability == Durability::Relaxed;
-                active.next_offset = batch.end();
-                let is_half_full = active.next_offset > active.segment.header.len / 2;
+        if let Some(batch) = active.open_batch(&mut state.pending) {
+            let len_before = batch.len;
+            if let Some(appended) = batch.append(&active.segment, draft, &mut *trace) {
+                state.waiting_bytes += batch.len - len_before;
+                active.note_batch(batch);
                 let outcome = batch.outcome.clone();
-                if is_half_full {
+                return self.appended(state, appended, outcome);
+            }
+        }
+        let mut batch = Batch::new(active.next_offset, active.ends_relaxed, state.buffers.take());
+        let appended = batch.append(&active.segment, draft, trace).expect("it is empty, and nobody else has it");
+        let outcome = batch.outcome.clone();
+        if appended.is_ok() {
+            state.waiting_bytes += batch.len;
+            active.note_batch(&batch);
+            state.pending.push_back(Pending::new(&active.segment, Job::Batch(batch)));
+            // Its turn comes after all that is ready to run on this executor now: so they share the first batch, too.
+            self.work.notify_all();
+        }
+        self.appended(state, appended, outcome)
+    }
+
+    /// What an attempt to append means for the segment and the session.
+    fn appended(
+        &self,
+        state: &mut State<S::File>,
+        appended: Appended,
+        outcome: Rc<Outcome>,
+    ) -> Result<(RecordHeader, Location, Rc<Outcome>), Refusal> {
+        let active = state.active.as_ref().expect("the record was to go to it");
+        match appended {
+            Ok((header, location)) => {
+                if active.next_offset > active.segment.header.len / 2 {
                     self.supply.request();
                 }
-                self.work.notify_all();
                 Ok((header, location, outcome))
             }
             Err(error) => {
-                if opens_batch {
-                    state.queue.pop_back();
-                }
                 let is_empty = active.next_offset == DATA_START;
                 if error == EncodeError::OverBounds || is_empty {
                     return Err(Refusal::Final(SpoolError::TooLarge));
@@ -359,15 +473,15 @@ impl<S: Supply> GroupCommit<S> {
         }
     }
 
-    /// Gives up the active segment. Batches queued for it are still written; it counts as retired after the last of them.
+    /// Gives up the active segment. What is pending for it is still done; it counts as retired after the last of that.
     fn retire(&self, state: &mut State<S::File>) {
         let Some(active) = state.active.take() else { return };
-        let is_pending = state.in_flight
-            || state.unsynced.is_some()
-            || state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, &active.segment));
-        if !is_pending {
-            self.supply.retired(active.segment.header.number);
+        if active.ends_relaxed {
+            // Before anything is written to another segment.
+            state.pending.push_back(Pending::new(&active.segment, Job::Sync(active.next_offset)));
+            self.work.notify_all();
         }
+        self.note_if_last(state, &active.segment);
     }
 
     /// Waits until there is an active segment to try.
@@ -397,15 +511,17 @@ impl<S: Supply> GroupCommit<S> {
         }
     }
 
-    /// Writes batches until closed and empty; one task of the shard runs it.
+    /// Has batches written until closed and empty; one task of the shard runs it.
     pub(crate) async fn run(&self) {
         loop {
             let work = self.work.notified();
             match self.next_step() {
-                Step::Write(batch) => self.write(batch).await,
-                Step::Sync(unsynced) => self.sync_late(unsynced).await,
-                Step::Wait(None) => work.await,
-                Step::Wait(Some(us)) => futures_lite::future::or(work, self.supply.pause(us)).await,
+                Step::Conclude(pending, result) => self.conclude(pending, result).await,
+                Step::Wait(None) => futures_lite::future::or(self.first_ended(), work).await,
+                Step::Wait(Some(us)) => {
+                    let woken = futures_lite::future::or(self.first_ended(), work);
+                    futures_lite::future::or(woken, self.supply.pause(us)).await;
+                }
                 Step::End => {
                     self.ended.notify_all();
                     return;
@@ -416,28 +532,23 @@ impl<S: Supply> GroupCommit<S> {
 
     fn next_step(&self) -> Step<S::File> {
         let mut state = self.state.borrow_mut();
-        let next_segment = state.queue.front().map(|batch| batch.segment.clone());
-        let is_closing = state.health != Health::Open;
-        let wait_us = state.unsynced.as_ref().map(|unsynced| {
-            // One segment has unsynced octets at a time, and none is left with some.
-            let moves_on = next_segment.as_ref().is_some_and(|next| !Rc::ptr_eq(next, &unsynced.segment));
-            let ends = is_closing && next_segment.is_none();
-            if moves_on || ends || unsynced.bytes >= LAZY_SYNC_BYTES {
-                return 0;
-            }
-            (unsynced.since_us + LAZY_SYNC_US).saturating_sub(self.supply.now_us())
-        });
+        let state = &mut *state;
+        let wait_us = self.late_sync_in(state);
         if wait_us == Some(0)
-            && let Some(unsynced) = state.unsynced.take()
+            && let Some(unsynced) = &state.unsynced
         {
-            state.in_flight = true;
-            return Step::Sync(unsynced);
+            state.pending.push_back(Pending::new(&unsynced.segment, Job::Sync(unsynced.end)));
         }
-        let batch = state.queue.pop_front();
-        state.in_flight = batch.is_some();
-        match batch {
-            Some(batch) => Step::Write(batch),
-            None if is_closing => {
+        state.pending.iter_mut().for_each(Pending::begin);
+        match state.pending.pop_front() {
+            Some(Pending { segment, job, progress: Progress::Ended(result) }) => {
+                Step::Conclude(Pending::new(&segment, job), result)
+            }
+            Some(first) => {
+                state.pending.push_front(first);
+                Step::Wait(wait_us.filter(|us| *us > 0))
+            }
+            None if state.health != Health::Open => {
                 state.has_ended = true;
                 Step::End
             }
@@ -445,88 +556,94 @@ impl<S: Supply> GroupCommit<S> {
         }
     }
 
-    async fn write(&self, mut batch: Batch<S::File>) {
-        let messages_len = batch.bytes.len();
-        let padded = (batch.end() - batch.offset) as usize;
-        batch.bytes.resize(padded, 0);
-        let bytes = std::mem::take(&mut batch.bytes);
-        let started = self.supply.now_us();
-        let mut result = batch.segment.file.write_at(bytes, batch.offset).await;
-        let needs_sync = batch.durability == Durability::Group;
-        if result.is_ok() && needs_sync {
-            result = batch.segment.file.sync_data().await;
+    /// In how many microseconds what was acknowledged without a sync is to be synced, where nothing pending does that.
+    fn late_sync_in(&self, state: &State<S::File>) -> Option<u64> {
+        let unsynced = state.unsynced.as_ref()?;
+        let is_coming = state.pending.iter().any(|pending| match &pending.job {
+            Job::Batch(batch) => batch.durability == Durability::Group,
+            Job::Sync(_) => true,
+        });
+        if is_coming {
+            return None;
         }
-        {
-            let mut state = self.state.borrow_mut();
-            state.waiting_bytes -= messages_len;
-            state.batch_bytes = (messages_len + messages_len / 4).next_multiple_of(PAGE_BYTES as usize);
+        let ends = state.health != Health::Open && state.pending.is_empty();
+        if ends || unsynced.bytes >= LAZY_SYNC_BYTES {
+            return Some(0);
         }
-        if let Err(error) = result {
-            return self.fail(batch.segment, batch.offset, vec![batch.outcome], error).await;
+        Some((unsynced.since_us + LAZY_SYNC_US).saturating_sub(self.supply.now_us()))
+    }
+
+    /// Ends when the first of `pending` has ended.
+    async fn first_ended(&self) {
+        poll_fn(|cx| match self.state.borrow_mut().pending.front_mut() {
+            Some(first) => first.poll(cx),
+            None => Poll::Pending,
+        })
+        .await;
+    }
+
+    async fn conclude(&self, pending: Pending<S::File>, result: io::Result<Done>) {
+        match (pending.job, result) {
+            (Job::Batch(batch), Ok(done)) => self.batch_written(&pending.segment, &batch, done),
+            (Job::Batch(batch), Err(error)) => {
+                self.state.borrow_mut().waiting_bytes -= batch.len;
+                self.fail(pending.segment, batch.offset, vec![batch.outcome], error).await;
+            }
+            (Job::Sync(_), Ok(done)) => self.late_synced(&pending.segment, done.took_us),
+            // What was acknowledged stays: it was promised no more than the page cache.
+            (Job::Sync(end), Err(error)) => self.fail(pending.segment, end, Vec::new(), error).await,
         }
-        let now = self.supply.now_us();
-        self.stats.note_batch(batch.messages, padded as u64);
-        if needs_sync {
-            self.stats.note_sync(batch.messages, now - started);
+    }
+
+    fn batch_written(&self, segment: &Rc<Open<S::File>>, batch: &Batch, done: Done) {
+        let padded = batch.end() - batch.offset;
+        let is_synced = batch.durability == Durability::Group;
+        self.stats.note_batch(batch.messages, padded);
+        if is_synced {
+            self.stats.note_sync(batch.messages, done.took_us);
         } else {
             self.stats.note_relaxed(batch.messages);
         }
-        self.note_unsynced(&batch, padded as u64, now);
-        self.supply.committed(batch.segment.header.number, u64::from(batch.messages), needs_sync);
-        self.finish(&batch, (padded - messages_len) as u64);
-    }
-
-    fn note_unsynced(&self, batch: &Batch<S::File>, bytes: u64, now_us: u64) {
-        let unsynced = &mut self.state.borrow_mut().unsynced;
-        if batch.durability == Durability::Group {
-            // A sync covers the whole file.
-            *unsynced = None;
-            return;
-        }
-        let fresh = || Unsynced { segment: batch.segment.clone(), since_us: now_us, bytes: 0, end: 0 };
-        let unsynced = unsynced.get_or_insert_with(fresh);
-        assert!(Rc::ptr_eq(&unsynced.segment, &batch.segment), "the other segment was synced before this was written");
-        unsynced.bytes += bytes;
-        unsynced.end = batch.offset + bytes;
-    }
-
-    /// The sync of what was acknowledged without one.
-    async fn sync_late(&self, unsynced: Unsynced<S::File>) {
-        let started = self.supply.now_us();
-        match unsynced.segment.file.sync_data().await {
-            Ok(()) => {
-                self.stats.note_late_sync(self.supply.now_us() - started);
-                self.supply.synced(unsynced.segment.header.number);
-                let mut state = self.state.borrow_mut();
-                state.in_flight = false;
-                self.note_if_last(&state, &unsynced.segment);
-            }
-            // What was acknowledged stays: it was promised no more than the page cache.
-            Err(error) => self.fail(unsynced.segment, unsynced.end, Vec::new(), error).await,
-        }
-    }
-
-    fn finish(&self, batch: &Batch<S::File>, padding: u64) {
-        let padding_slots = (padding / SLOT_BYTES) as u32;
+        self.supply.committed(segment.header.number, u64::from(batch.messages), is_synced);
         {
             let mut state = self.state.borrow_mut();
+            state.waiting_bytes -= batch.len;
+            state.buffers.give(done.buffer, batch.len);
             state.failures = 0;
-            self.note_if_last(&state, &batch.segment);
+            // A sync covers the whole file.
+            match is_synced {
+                true => state.unsynced = None,
+                false => state.note_unsynced(segment, padded, batch.end(), self.supply.now_us()),
+            }
+            self.note_if_last(&state, segment);
         }
-        let (messages, last, durability) = (batch.messages, batch.last, batch.durability);
-        batch.outcome.set(Ok(BatchDone { messages, last, padding_slots, durability }));
+        batch.outcome.set(Ok(BatchDone {
+            messages: batch.messages,
+            last: batch.last,
+            padding_slots: ((padded - batch.len as u64) / SLOT_BYTES) as u32,
+            durability: batch.durability,
+        }));
     }
 
-    /// Tells the supply when this segment was given up and nothing of it is queued any more.
+    fn late_synced(&self, segment: &Rc<Open<S::File>>, took_us: u64) {
+        self.stats.note_late_sync(took_us);
+        self.supply.synced(segment.header.number);
+        let mut state = self.state.borrow_mut();
+        state.unsynced = None;
+        self.note_if_last(&state, segment);
+    }
+
+    /// Tells the supply when this segment was given up and nothing is pending for it any more.
     fn note_if_last(&self, state: &State<S::File>, segment: &Rc<Open<S::File>>) {
         let is_active = state.active.as_ref().is_some_and(|active| Rc::ptr_eq(&active.segment, segment));
-        let is_unsynced = state.unsynced.is_some();
-        if !is_active && !is_unsynced && !state.queue.iter().any(|batch| Rc::ptr_eq(&batch.segment, segment)) {
+        let is_unsynced = state.unsynced.as_ref().is_some_and(|unsynced| Rc::ptr_eq(&unsynced.segment, segment));
+        let is_pending = state.pending.iter().any(|pending| Rc::ptr_eq(&pending.segment, segment));
+        if !is_active && !is_unsynced && !is_pending {
             self.supply.retired(segment.header.number);
         }
     }
 
-    /// Seals the segment at `end`, behind everything that was acknowledged, and refuses all that is queued for it.
+    /// Seals the segment at `end`, behind everything that was acknowledged, and refuses all that is pending for it.
     async fn fail(&self, segment: Rc<Open<S::File>>, end: u64, mut refused: Vec<Rc<Outcome>>, error: io::Error) {
         self.stats.note_failure();
         self.supply.failed(segment.header.number);
@@ -537,32 +654,56 @@ impl<S: Supply> GroupCommit<S> {
                 state.active = None;
             }
             let waiting_bytes = &mut state.waiting_bytes;
-            state.queue.retain(|queued| {
-                let is_refused = Rc::ptr_eq(&queued.segment, &segment);
-                if is_refused {
-                    *waiting_bytes -= queued.bytes.len();
-                    refused.push(queued.outcome.clone());
+            // The writer does nothing of it any more, and its answers tell nothing new.
+            state.pending.retain(|pending| {
+                let is_refused = Rc::ptr_eq(&pending.segment, &segment);
+                if is_refused && let Job::Batch(batch) = &pending.job {
+                    *waiting_bytes -= batch.len;
+                    refused.push(batch.outcome.clone());
                 }
                 !is_refused
             });
             state.failures += 1;
-            state.unsynced = None;
+            if state.unsynced.as_ref().is_some_and(|unsynced| Rc::ptr_eq(&unsynced.segment, &segment)) {
+                state.unsynced = None;
+            }
         }
         let seal = encode_seal(segment.header.number, segment.salt, end);
-        let sealed = match segment.file.write_at(seal, SEAL_OFFSET).await {
-            Ok(()) => segment.file.sync_data().await,
-            Err(error) => Err(error),
-        };
+        let sealed = segment.file.begin(Work::Seal(seal)).await.unwrap_or_else(|| Err(writer_gone()));
         self.supply.retired(segment.header.number);
         {
             let mut state = self.state.borrow_mut();
             if sealed.is_err() || state.failures > 1 {
                 state.health = Health::Failed;
-                state.waiting_bytes = 0;
-                refused.extend(state.queue.drain(..).map(|queued| queued.outcome));
             }
         }
         let error = SpoolError::from(error);
         refused.iter().for_each(|outcome| outcome.set(Err(error.clone())));
+    }
+}
+
+impl<F> Active<F> {
+    /// The batch at the end of `pending`, where it belongs to this segment; perhaps the writer took it.
+    fn open_batch<'a>(&self, pending: &'a mut VecDeque<Pending<F>>) -> Option<&'a mut Batch> {
+        let last = pending.back_mut().filter(|last| Rc::ptr_eq(&last.segment, &self.segment))?;
+        match &mut last.job {
+            Job::Batch(batch) => Some(batch),
+            Job::Sync(_) => None,
+        }
+    }
+
+    fn note_batch(&mut self, batch: &Batch) {
+        self.ends_relaxed = batch.durability == Durability::Relaxed;
+        self.next_offset = batch.end();
+    }
+}
+
+impl<F> State<F> {
+    fn note_unsynced(&mut self, segment: &Rc<Open<F>>, bytes: u64, end: u64, now_us: u64) {
+        let fresh = || Unsynced { segment: segment.clone(), since_us: now_us, bytes: 0, end: 0 };
+        let unsynced = self.unsynced.get_or_insert_with(fresh);
+        assert!(Rc::ptr_eq(&unsynced.segment, segment), "the other segment was synced before this was written");
+        unsynced.bytes += bytes;
+        unsynced.end = end;
     }
 }

@@ -1,7 +1,7 @@
 //! The storage seam: the few things that the spool asks of a disk, so that a simulated one can answer too.
 //!
-//! [`Disk`] and [`DiskFile`] block and are used at start and on helper threads; [`RingStorage`] is what group commit
-//! writes through. Names are relative to the spool folder, with one `/`.
+//! [`Disk`] and [`DiskFile`] block and are used at start and on helper threads. Names are relative to the spool folder,
+//! with one `/`.
 
 use super::record::PAGE_BYTES;
 use std::fs::{File, OpenOptions};
@@ -41,7 +41,7 @@ pub struct FreeSpace {
 }
 
 /// An open file.
-pub trait DiskFile: Send + 'static {
+pub trait DiskFile: Send + Sync + 'static {
     /// Reads some octets at the offset; 0 at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all octets at the offset.
@@ -56,24 +56,6 @@ pub trait DiskFile: Send + 'static {
     fn give_back(&self, from: u64, to: u64) -> io::Result<()>;
     /// The first octet at or behind `offset` that may be other than zero; the length of the file when there is none.
     fn next_data(&self, offset: u64) -> io::Result<u64>;
-}
-
-/// A file that group commit writes to.
-pub trait RingStorage: 'static {
-    /// Writes all octets at the offset. After an error the range is undefined.
-    fn write_at(&self, bytes: Vec<u8>, offset: u64) -> impl Future<Output = io::Result<()>>;
-    /// Makes everything written durable. After an error nothing is known of anything written since the last success.
-    fn sync_data(&self) -> impl Future<Output = io::Result<()>>;
-}
-
-impl RingStorage for crate::rt::RingFile {
-    async fn write_at(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
-        crate::rt::RingFile::write_at(self, bytes, offset).await
-    }
-
-    async fn sync_data(&self) -> io::Result<()> {
-        crate::rt::RingFile::sync_data(self).await
-    }
 }
 
 /// Folder of segments.
@@ -254,12 +236,14 @@ impl DiskFile for File {
 pub(crate) struct MemoryFile {
     pub(crate) bytes: parking_lot::Mutex<Vec<u8>>,
     pub(crate) unreadable: std::ops::Range<u64>,
+    /// No write succeeds.
+    pub(crate) fails: std::sync::atomic::AtomicBool,
 }
 
 #[cfg(test)]
 impl MemoryFile {
     pub(crate) fn new(bytes: Vec<u8>) -> MemoryFile {
-        MemoryFile { bytes: bytes.into(), unreadable: 0..0 }
+        MemoryFile { bytes: bytes.into(), unreadable: 0..0, fails: false.into() }
     }
 }
 
@@ -278,6 +262,9 @@ impl DiskFile for MemoryFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.fails.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         let mut all = self.bytes.lock();
         let end = offset as usize + bytes.len();
         if all.len() < end {

@@ -1,13 +1,13 @@
 //! The spool: where a message becomes durable before it is answered with 250. `docs/spool-format.md` is its law.
 //!
 //! ```text
-//! session --MessageDraft--> ShardSpool::commit --> commit (batches) --ring--> segment      (durable: Committed)
+//! session --MessageDraft--> ShardSpool::commit --> commit (batches) --writer thread--> segment   (durable: Committed)
 //! lane    --Location------> SpoolReader::message --mapping--> StoredMessage
 //! scheduler --outcomes----> Journal --helper thread--> journal file
 //! start   --folder--------> recovery --> Survivor, SpoolReader, Journal, ShardSpoolSeed
 //! ```
 //!
-//! Files: `record`, `envelope`, `segment`, `journal` own the forms on disk; `commit`, `large`, `keeper` write;
+//! Files: `record`, `envelope`, `segment`, `journal` own the forms on disk; `commit`, `writer`, `large`, `keeper` write;
 //! `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on, `repair` sets aside; `shard` and `journal_driver` bind it to executors and threads.
 
 mod commit;
@@ -40,6 +40,7 @@ mod sync {
 }
 #[cfg(test)]
 mod tests;
+mod writer;
 
 pub use commit::{BATCH_BYTES_MAX, WAITING_BYTES_MAX};
 pub use envelope::{BodyType, DsnReturn, Envelope, EnvelopeError, Notify, Origin, Recipient, routing_domain};

@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn pages_that_cannot_be_read_are_zeros_and_counted() {
-        let file = MemoryFile { bytes: vec![7; 4 * 4096].into(), unreadable: 4096..8192 };
+        let file = MemoryFile { unreadable: 4096..8192, ..MemoryFile::new(vec![7; 4 * 4096]) };
         let mut chunk = vec![1; 4 * 4096];
         assert_eq!(read_what_can_be_read(&file, &mut chunk, 0), 1);
         assert!(chunk[4096..8192].iter().all(|octet| *octet == 0));

@@ -14,8 +14,9 @@ use super::recovery::{self, RecoveryReport};
 use super::segment::SegmentHeader;
 use super::stats::SpoolStats;
 use super::table::{SegmentEntry, SegmentTable};
+use super::writer::{CommitFile, Done, SegmentWriter, Work};
 use super::{Committed, DraftBody, Durability, MessageDraft, OpenError, Opened, Options, SpoolError};
-use crate::rt::{self, HelperPool, Notify, RingFile};
+use crate::rt::{self, HelperPool, Notify, OneshotReceiver, oneshot};
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
 const SEGMENT_BYTES_MADE_MIN: u64 = 1 << 20;
 const HELPER_THREADS: usize = 2;
 const HELPER_QUEUE: usize = 4096;
+/// Batches and syncs that wait for a shard's writer; more than two or three there never are.
+const WRITER_QUEUE: usize = 1024;
 /// How old the knowledge of free space may be.
 const FREE_SPACE_AGE: Duration = Duration::from_secs(1);
 
@@ -85,13 +88,13 @@ pub fn open(folder: &Path, options: Options) -> Result<Opened, OpenError> {
     stay.iter().for_each(|segment| segment.track(&mut tracker));
     let journal = Journal::start(shared.clone(), reader.clone(), writer, tracker)?;
     let stats: Vec<Arc<SpoolStats>> = (0..options.shards).map(|_| Arc::default()).collect();
-    let seed = |(shard, stats): (usize, &Arc<SpoolStats>)| ShardSpoolSeed {
-        shard: shard as u32,
-        shared: shared.clone(),
-        stats: stats.clone(),
+    let seed = |(shard, stats): (usize, &Arc<SpoolStats>)| {
+        // One thread: work is done in the order of the asking. Made here, so that it is not bound to the shard's core.
+        let writer = HelperPool::new("commit", 1, WRITER_QUEUE)?;
+        Ok(ShardSpoolSeed { shard: shard as u32, shared: shared.clone(), stats: stats.clone(), writer })
     };
     Ok(Opened {
-        shards: stats.iter().enumerate().map(seed).collect(),
+        shards: stats.iter().enumerate().map(seed).collect::<io::Result<_>>()?,
         reader,
         journal,
         survivors: recovered.survivors,
@@ -135,11 +138,11 @@ fn map_segment(disk: &OsDisk, number: u64) -> io::Result<Mapping> {
 
 impl Shared {
     /// Makes a segment ready and enters it into the table. Blocking.
-    fn prepare(&self, shard: u32) -> io::Result<SegmentHeader> {
+    fn prepare(&self, shard: u32) -> io::Result<(SegmentHeader, File)> {
         self.sweep();
         let (header, file) = self.keeper.prepare(shard, rt::unix_ms())?;
         self.table.insert(SegmentEntry::fresh(header, Mapping::new(&file)?));
-        Ok(header)
+        Ok((header, file))
     }
 
     /// Recycles every segment that is free and that nobody reads. Blocking (unmapping and renaming).
@@ -177,14 +180,16 @@ pub struct ShardSpoolSeed {
     shard: u32,
     shared: Arc<Shared>,
     stats: Arc<SpoolStats>,
+    writer: HelperPool,
 }
 
 impl ShardSpoolSeed {
     /// Starts it on the current executor.
     pub fn start(self) -> ShardSpool {
-        let supply = RingSupply(Rc::new(SupplyState {
+        let supply = HelperSupply(Rc::new(SupplyState {
             shard: self.shard,
             shared: self.shared.clone(),
+            writer: self.writer,
             ready: RefCell::default(),
             is_preparing: Cell::new(false),
             changed: Notify::default(),
@@ -208,7 +213,7 @@ impl ShardSpoolSeed {
 pub struct ShardSpool(Rc<Inner>);
 
 struct Inner {
-    commit: GroupCommit<RingSupply>,
+    commit: GroupCommit<HelperSupply>,
     shared: Arc<Shared>,
     stats: Arc<SpoolStats>,
     large_folder: Rc<FolderSyncs>,
@@ -364,37 +369,53 @@ const SPILL_CHUNK_BYTES: usize = 256 << 10;
 
 /// Segments made on helper threads, one ahead of need.
 #[derive(Clone)]
-struct RingSupply(Rc<SupplyState>);
+struct HelperSupply(Rc<SupplyState>);
 
 struct SupplyState {
     shard: u32,
     shared: Arc<Shared>,
-    ready: RefCell<Option<io::Result<Segment<RingFile>>>>,
+    writer: HelperPool,
+    ready: RefCell<Option<io::Result<Segment<ThreadFile>>>>,
     is_preparing: Cell<bool>,
     changed: Notify,
     started: Instant,
 }
 
 impl SupplyState {
-    async fn prepare(&self) -> io::Result<Segment<RingFile>> {
+    async fn prepare(&self) -> io::Result<Segment<ThreadFile>> {
         let (shared, shard) = (self.shared.clone(), self.shard);
         let prepared = self.shared.pool.run(move || shared.prepare(shard)).await;
-        let header = prepared.map_err(io::Error::other)??;
-        let path = self.shared.keeper.disk.path(&file_name(SEGMENTS, header.number, "seg"));
-        match RingFile::open(&path).await {
-            Ok(file) => Ok(Segment { header, file }),
-            Err(error) => {
-                // Nobody will write it: let the next sweep have it.
-                if let Some(entry) = self.shared.table.segment(header.number) {
-                    entry.note_sealed(rt::now());
-                }
-                Err(error)
-            }
-        }
+        let (header, file) = prepared.map_err(io::Error::other)??;
+        let file = ThreadFile { writer: Arc::new(SegmentWriter::new(file)), thread: self.writer.clone() };
+        Ok(Segment { header, file })
     }
 }
 
-impl RingSupply {
+/// A segment that is written by the shard's writer thread.
+struct ThreadFile {
+    writer: Arc<SegmentWriter<File>>,
+    thread: HelperPool,
+}
+
+impl CommitFile for ThreadFile {
+    fn begin(&self, work: Work) -> OneshotReceiver<io::Result<Done>> {
+        let (sender, receiver) = oneshot();
+        let writer = self.writer.clone();
+        let submitted = self.thread.submit(move || {
+            let started = rt::now();
+            let result = writer.run(&work);
+            let took_us = rt::now().duration_since(started).as_micros() as u64;
+            sender.send(result.map(|buffer| Done { buffer, took_us }));
+        });
+        // The receiver hears of it, because the sender is gone.
+        if submitted.is_err() {
+            self.writer.give_up();
+        }
+        receiver
+    }
+}
+
+impl HelperSupply {
     /// An empty segment lies ready.
     fn has_segment(&self) -> bool {
         matches!(&*self.0.ready.borrow(), Some(Ok(_)))
@@ -412,8 +433,8 @@ impl RingSupply {
     }
 }
 
-impl Supply for RingSupply {
-    type File = RingFile;
+impl Supply for HelperSupply {
+    type File = ThreadFile;
 
     fn request(&self) {
         if self.0.is_preparing.get() || self.has_segment() {
@@ -431,7 +452,7 @@ impl Supply for RingSupply {
         });
     }
 
-    fn take(&self) -> Option<io::Result<Segment<RingFile>>> {
+    fn take(&self) -> Option<io::Result<Segment<ThreadFile>>> {
         self.0.ready.borrow_mut().take()
     }
 

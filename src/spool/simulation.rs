@@ -7,7 +7,7 @@
 //! `SPOOL_HISTORIES` sets the number of histories, `SPOOL_SEED` replays one.
 
 use super::commit::{GroupCommit, Segment, Supply};
-use super::disk::{Disk, DiskFile, FreeSpace, LARGE, MemoryFile, RingStorage, SEGMENTS, file_name};
+use super::disk::{Disk, DiskFile, FreeSpace, LARGE, MemoryFile, SEGMENTS, file_name};
 use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_doubtful, put_moved, put_recipient};
 use super::keeper::{Keeper, Numbers};
 use super::mapping::Mapping;
@@ -19,11 +19,13 @@ use super::recovery::{Problem, make_durable, recover, settle};
 use super::segment::{DATA_START, SegmentVerdict, judge, read_exact};
 use super::table::{SegmentEntry, SegmentTable, Unsynced, is_settled};
 use super::tests::envelope;
+use super::writer::{CommitFile, Done, SegmentWriter, Work};
 use super::{Durability, Envelope, LiveMessage, RecipientState, SenderOrigin, Survivor};
 use crate::bus::{Moved, SenderKey};
+use crate::rt::{OneshotReceiver, OneshotSender, oneshot};
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -410,19 +412,44 @@ impl DiskFile for SimFile {
     }
 }
 
-impl RingStorage for SimFile {
-    async fn write_at(&self, bytes: Vec<u8>, offset: u64) -> io::Result<()> {
-        self.disk.delay().await;
-        let result = self.disk.0.lock().write(self.inode, &bytes, offset);
-        self.disk.delay().await;
-        result
-    }
+/// A segment whose work a [`SimThread`] does.
+struct SimSegment {
+    writer: Arc<SegmentWriter<SimFile>>,
+    thread: SimThread,
+}
 
-    async fn sync_data(&self) -> io::Result<()> {
-        self.disk.delay().await;
-        let result = self.disk.0.lock().sync(self.inode);
-        self.disk.delay().await;
-        result
+impl CommitFile for SimSegment {
+    fn begin(&self, work: Work) -> OneshotReceiver<io::Result<Done>> {
+        let (sender, receiver) = oneshot();
+        self.thread.0.borrow_mut().push_back((self.writer.clone(), work, sender));
+        receiver
+    }
+}
+
+type Job = (Arc<SegmentWriter<SimFile>>, Work, OneshotSender<io::Result<Done>>);
+
+/// A shard's writer thread: one piece of work after the other, with the executor going on between any two steps.
+#[derive(Clone, Default)]
+struct SimThread(Rc<RefCell<VecDeque<Job>>>);
+
+impl SimThread {
+    async fn run(self, disk: SimDisk) {
+        loop {
+            disk.delay().await;
+            let next = self.0.borrow_mut().pop_front();
+            let Some((writer, work, sender)) = next else {
+                futures_lite::future::yield_now().await;
+                continue;
+            };
+            let mut result = writer.write(&work);
+            disk.delay().await;
+            if result.as_ref().is_ok_and(|written| written.needs_sync) {
+                let synced = writer.sync(&work);
+                result = result.and_then(|written| synced.map(|()| written));
+                disk.delay().await;
+            }
+            sender.send(result.map(|written| Done { buffer: written.buffer, took_us: 0 }));
+        }
     }
 }
 
@@ -632,6 +659,7 @@ struct Life {
     disk: SimDisk,
     keeper: Rc<Keeper<SimDisk>>,
     table: Rc<SegmentTable>,
+    thread: SimThread,
     oracle: Rc<RefCell<Oracle>>,
     random: RefCell<Random>,
     live: RefCell<BTreeMap<QueueId, Survivor>>,
@@ -649,17 +677,18 @@ struct SimSupply {
 }
 
 impl Supply for SimSupply {
-    type File = SimFile;
+    type File = SimSegment;
 
     fn request(&self) {}
 
-    fn take(&self) -> Option<io::Result<Segment<SimFile>>> {
+    fn take(&self) -> Option<io::Result<Segment<SimSegment>>> {
         if !self.is_late.replace(!self.is_late.get()) {
             return None;
         }
         Some(self.life.keeper.prepare(0, 1).map(|(header, file)| {
             self.life.table.insert(SegmentEntry::fresh(header, Mapping::of_nothing()));
-            Segment { header, file }
+            let writer = Arc::new(SegmentWriter::new(file));
+            Segment { header, file: SimSegment { writer, thread: self.life.thread.clone() } }
         }))
     }
 
@@ -1126,6 +1155,7 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
         disk: disk.clone(),
         keeper,
         table,
+        thread: SimThread::default(),
         oracle: oracle.clone(),
         random: RefCell::new(Random(random.next())),
         live: RefCell::new(recovered.survivors.into_iter().map(|survivor| (survivor.queue_id, survivor)).collect()),
@@ -1150,6 +1180,7 @@ fn live_once(disk: &SimDisk, oracle: &Rc<RefCell<Oracle>>, random: &mut Random, 
     let mut tasks: Vec<Task> = Vec::new();
     let writer = commit.clone();
     tasks.push(Box::pin(async move { writer.run().await }));
+    tasks.push(Box::pin(life.thread.clone().run(disk.clone())));
     tasks.push(Box::pin(life.clone().mover(commit.clone())));
     for _ in 0..sessions {
         tasks.push(Box::pin(life.clone().session(commit.clone(), 1 + random.below(30))));
