@@ -2,10 +2,15 @@
 //!
 //! For each size of body and number of writers (tasks of one executor that each wait for their commit before the next):
 //! - `group`: messages through `ShardSpool::commit` with envelope, trace and journal entry;
-//! - `bare`: one buffer as long as the average batch of `group`, written and synced through the ring in a loop;
+//! - `bare`: one buffer as long as the average batch of `group`, written and synced in a loop by a plain thread that does
+//!   nothing else: the best that batches of this length can do;
 //! - `each`: one pwrite and one fdatasync per message on a plain thread, which is what one writer at a time can do.
 //!
-//! `cargo bench --bench spool [-- SECONDS_PER_CASE]`; `SPOOL_BENCH_DIR` chooses the disk (default `target`).
+//! Both write over a file that was written before, as a recycled segment is. Bodies over 1 MiB get files of their own, so
+//! that there is no batch to compare with. Each figure is the median of [`ROUNDS`] turns.
+//!
+//! `cargo bench --bench spool [-- SECONDS_PER_CASE] [--bodies OCTETS,..] [--writers NUMBER,..]`; `SPOOL_BENCH_DIR` chooses
+//! the disk (default `target`).
 //!
 //! `cargo bench --bench spool -- start MESSAGES` instead fills a spool and measures, in fresh processes, how long opening
 //! takes and how much memory is resident then: first by scanning every record, then from the checkpoint that the first
@@ -14,7 +19,7 @@
 use ringmail::rt;
 use ringmail::smtp::{Address, ReversePath};
 use ringmail::spool::{self, BodyType, DraftBody, Envelope, Journal, MessageDraft, Notify, Options, Origin, Recipient};
-use ringmail::spool::{Durability, QueueId, ShardSpool};
+use ringmail::spool::{Durability, LARGE_BODY_BYTES, QueueId, ShardSpool};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,7 +27,13 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// As the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// Each case is measured so often, all three in turn.
+const ROUNDS: usize = 3;
 const WRITERS: [usize; 5] = [1, 16, 64, 256, 1_024];
 const BODIES: [usize; 5] = [1 << 10, 4 << 10, 64 << 10, 1 << 20, 2 << 20];
 
@@ -32,8 +43,33 @@ fn main() {
         ["start", messages] => start(messages.parse().expect("a number of messages")),
         ["open", path] => open_and_tell(Path::new(path)),
         ["fill", path, messages] => fill(Path::new(path), messages.parse().expect("a number of messages")),
-        [seconds] => rates(seconds.parse().expect("seconds per case")),
-        _ => rates(1.0),
+        rest => rates(&Cases::parse(rest)),
+    }
+}
+
+/// What is measured of the rates.
+struct Cases {
+    seconds: f64,
+    bodies: Vec<usize>,
+    writers: Vec<usize>,
+}
+
+impl Cases {
+    fn parse(arguments: &[&str]) -> Cases {
+        let mut cases = Cases { seconds: 1.0, bodies: BODIES.to_vec(), writers: WRITERS.to_vec() };
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            let list = |text: Option<&&str>| -> Vec<usize> {
+                let numbers = text.expect("a list of numbers").split(',');
+                numbers.map(|number| number.parse().expect("a number")).collect()
+            };
+            match *argument {
+                "--bodies" => cases.bodies = list(rest.next()),
+                "--writers" => cases.writers = list(rest.next()),
+                seconds => cases.seconds = seconds.parse().expect("seconds per case"),
+            }
+        }
+        cases
     }
 }
 
@@ -108,26 +144,47 @@ fn bench_folder() -> tempfile::TempDir {
     tempfile::tempdir_in(folder).expect("the folder can be written")
 }
 
-fn rates(seconds: f64) {
-    let time = Duration::from_secs_f64(seconds);
+fn rates(cases: &Cases) {
+    let time = Duration::from_secs_f64(cases.seconds / ROUNDS as f64);
     let folder = bench_folder();
-    println!("   body  writers    group/s   batch     bare/s  group/bare     each/s  group/each  sync ms");
-    for body in BODIES {
-        let each = each(folder.path(), body, time);
+    let file = warm_file(&folder.path().join("plain"));
+    println!("   body  writers    group/s   batch     bare/s  group/bare     each/s  group/each  sync ms  CPU us");
+    for body in &cases.bodies {
         // More than 64 MiB waiting is refused with 452, by design.
-        for writers in WRITERS.into_iter().filter(|writers| writers * body <= 32 << 20) {
-            let group = group(folder.path(), body, writers, time);
-            let bare = bare(folder.path(), group.batch_bytes, time) * group.batch;
+        for writers in cases.writers.iter().filter(|writers| **writers * body <= 32 << 20) {
+            let rounds: Vec<[f64; 6]> = (0..ROUNDS)
+                .map(|_| {
+                    let each = plain(&file, body + 256, time);
+                    let group = group(folder.path(), *body, *writers, time);
+                    let bare = plain(&file, group.batch_bytes, time) * group.batch;
+                    [group.rate, group.batch, bare, each, group.sync_ms, group.cpu_us]
+                })
+                .collect();
+            let [group, batch, bare, each, sync_ms, cpu_us] = std::array::from_fn(|column| {
+                let mut values: Vec<f64> = rounds.iter().map(|round| round[column]).collect();
+                values.sort_by(f64::total_cmp);
+                values[ROUNDS / 2]
+            });
+            let (bare, of_bare) = match *body <= LARGE_BODY_BYTES {
+                true => (format!("{bare:.0}"), format!("{:.0}%", 100.0 * group / bare)),
+                false => ("-".to_owned(), "-".to_owned()),
+            };
             println!(
-                "{body:>7}  {writers:>7}  {:>9.0}  {:>6.1}  {bare:>9.0}  {:>9.0}%  {each:>9.0}  {:>9.1}x  {:>7.2}",
-                group.rate,
-                group.batch,
-                100.0 * group.rate / bare,
-                group.rate / each,
-                group.sync_ms,
+                "{body:>7}  {writers:>7}  {group:>9.0}  {batch:>6.1}  {bare:>9}  {of_bare:>10}  {each:>9.0}  {:>9.1}x  {sync_ms:>7.2}  {cpu_us:>6.1}",
+                group / each,
             );
         }
     }
+}
+
+/// Processor time of this process until now.
+fn cpu_time() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("there is /proc");
+    let nanoseconds = tasks.filter_map(|task| {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
 }
 
 struct Group {
@@ -136,24 +193,26 @@ struct Group {
     batch: f64,
     batch_bytes: usize,
     sync_ms: f64,
+    /// Processor time per message, of all threads that live to the end.
+    cpu_us: f64,
 }
 
 fn group(folder: &Path, body: usize, writers: usize, time: Duration) -> Group {
     let folder = tempfile::tempdir_in(folder).expect("the folder can be written");
     let options = Options { shards: 1, segment_bytes: SEGMENT_BYTES, free_bytes_min: 0, free_inodes_min: 0 };
     let mut opened = spool::open(&folder.path().join("spool"), options).expect("the spool opens");
-    let (before, after, elapsed) = rt::run_to_end("bench", move || async move {
+    let (before, after, elapsed, cpu) = rt::run_to_end("bench", move || async move {
         let spool = opened.shards.remove(0).start();
         let journal = Rc::new(RefCell::new(opened.journal));
         // The first second makes segments and recycles them.
         load(&spool, &journal, body, writers, time.min(Duration::from_millis(500))).await;
         let before = spool.stats().counts();
-        let start = rt::now();
+        let (start, cpu) = (rt::now(), cpu_time());
         load(&spool, &journal, body, writers, time).await;
-        let elapsed = rt::now().duration_since(start);
+        let (elapsed, cpu) = (rt::now().duration_since(start), cpu_time() - cpu);
         let after = spool.stats().counts();
         spool.close().await;
-        (before, after, elapsed)
+        (before, after, elapsed, cpu)
     })
     .expect("the executor runs");
     let (messages, syncs) = (after.messages - before.messages, after.syncs - before.syncs);
@@ -162,6 +221,7 @@ fn group(folder: &Path, body: usize, writers: usize, time: Duration) -> Group {
         batch: messages as f64 / syncs as f64,
         batch_bytes: ((after.bytes - before.bytes) / syncs) as usize,
         sync_ms: (after.sync_us - before.sync_us) as f64 / syncs as f64 / 1e3,
+        cpu_us: cpu.as_secs_f64() * 1e6 / messages as f64,
     }
 }
 
@@ -236,46 +296,17 @@ fn warm_file(path: &Path) -> File {
 }
 
 /// Writes and syncs per second of buffers of this length.
-fn bare(folder: &Path, bytes: usize, time: Duration) -> f64 {
-    let path = folder.join("bare");
-    drop(warm_file(&path));
-    let open = path.clone();
-    let rate = rt::run_to_end("bench", move || async move {
-        let file = rt::RingFile::open(&open).await.expect("the file opens");
-        let bytes = bytes.next_multiple_of(4096);
-        let (start, mut written, mut offset) = (rt::now(), 0u64, 0);
-        while rt::now().duration_since(start) < time {
-            if offset + bytes as u64 > SEGMENT_BYTES {
-                offset = 0;
-            }
-            file.write_at(vec![2; bytes], offset).await.expect("the disk works");
-            file.sync_data().await.expect("the disk works");
-            offset += bytes as u64;
-            written += 1;
-        }
-        let rate = written as f64 / rt::now().duration_since(start).as_secs_f64();
-        file.close().await.expect("the file closes");
-        rate
-    });
-    std::fs::remove_file(path).expect("the file is ours");
-    rate.expect("the executor runs")
-}
-
-/// Messages per second, each written and synced by itself.
-fn each(folder: &Path, body: usize, time: Duration) -> f64 {
-    let path = folder.join("each");
-    let file = warm_file(&path);
-    let bytes = vec![3; (body + 256).next_multiple_of(4096)];
+fn plain(file: &File, bytes: usize, time: Duration) -> f64 {
+    let buffer = vec![2; bytes.next_multiple_of(4096)];
     let (start, mut written, mut offset) = (rt::now(), 0u64, 0);
     while rt::now().duration_since(start) < time {
-        if offset + bytes.len() as u64 > SEGMENT_BYTES {
+        if offset + buffer.len() as u64 > SEGMENT_BYTES {
             offset = 0;
         }
-        file.write_all_at(&bytes, offset).expect("the disk works");
+        file.write_all_at(&buffer, offset).expect("the disk has room");
         file.sync_data().expect("the disk works");
-        offset += bytes.len() as u64;
+        offset += buffer.len() as u64;
         written += 1;
     }
-    std::fs::remove_file(path).expect("the file is ours");
     written as f64 / rt::now().duration_since(start).as_secs_f64()
 }
