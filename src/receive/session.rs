@@ -18,7 +18,9 @@ use crate::smtp::Reply;
 use crate::smtp::data::{self, BareLineEnd, MessageReceiver, Received};
 use crate::smtp::server::{Event, Peer, Session};
 use crate::smtp::trace::{self, ReceivedField};
-use crate::spool::{Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LargeBodyWriter, MessageDraft, SpoolError};
+use crate::spool::{
+    Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LARGE_BODY_BYTES_MIN, LargeBodyWriter, MessageDraft, SpoolError,
+};
 use crate::telemetry;
 use chunks::ChunkedMessage;
 use std::cell::Cell;
@@ -45,6 +47,8 @@ const READS_IN_A_ROW_MAX: u8 = 16;
 const WORK_TIME: Duration = Duration::from_secs(600);
 /// Body octets to gather before they are written to a large message's file.
 const LARGE_CHUNK_BYTES: usize = 256 << 10;
+
+const _: () = assert!(LARGE_CHUNK_BYTES > LARGE_BODY_BYTES_MIN, "the spool looks for files of longer bodies only");
 
 /// Why a session ended without QUIT.
 pub(super) enum Lost {
@@ -459,12 +463,17 @@ impl Driver<'_> {
                 self.input.put(&chunk[end..read], &self.state.buffers);
                 return Ok((receiver.finish(), large));
             }
-            let limit = if large.is_some() { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES };
-            if receiver.kept_bytes() > limit {
+            if receiver.kept_bytes() > self.kept_bytes_max(large.is_some()) {
                 let message = large.get_or_insert_with(|| LargeMessage::new(&self.state.context, &listener));
                 message.write(receiver.take_body()).await;
             }
         }
+    }
+
+    /// Octets of a message that are kept in memory: few where it is large, or will be by what MAIL said.
+    fn kept_bytes_max(&self, is_large: bool) -> usize {
+        let will_be = self.declared_size > LARGE_BODY_BYTES as u64;
+        if is_large || will_be { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES }
     }
 
     async fn store(

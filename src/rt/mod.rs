@@ -1,4 +1,4 @@
-//! The only place that names glommio: executors, tasks, time, channels, sockets, ring files and helper threads.
+//! The only place that names glommio: executors, tasks, time, channels, sockets and helper threads.
 //!
 //! glommio 0.9 has sharp edges; this module is where they are contained, so that nobody else has to know them:
 //!
@@ -14,7 +14,6 @@
 mod adopt;
 mod channel;
 mod executor;
-mod file;
 mod helper;
 mod helper_socket;
 mod net;
@@ -23,7 +22,6 @@ mod task;
 
 pub use channel::{Closed, OneshotReceiver, OneshotSender, Receiver, Sender, TrySendError, channel, oneshot};
 pub use executor::{Executor, Handle, run_to_end, start, thread};
-pub use file::RingFile;
 pub use helper::{HelperError, HelperPool};
 pub use helper_socket::HelperSocket;
 pub use net::{DeadlineHandle, TcpListener, TcpStream, UdpSocket, port_is_free};

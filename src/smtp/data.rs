@@ -218,6 +218,7 @@ impl MessageReceiver {
             self.body = Vec::new();
             return end;
         }
+        grow(&mut self.body, own.len());
         let mut kept = 0;
         for edit in &self.scanner.edits {
             let Ok(at) = usize::try_from(edit.at) else {
@@ -274,6 +275,16 @@ impl MessageReceiver {
         }
         self.body.truncate(self.body.len() - END_BYTES);
         Received::Message { body: self.body, no_leading_dots: self.scanner.no_leading_dots() }
+    }
+}
+
+/// Makes room for `more` octets. A buffer that has become long no longer doubles, or a message that is about to go to a file
+/// would take twice its place.
+fn grow(body: &mut Vec<u8>, more: usize) {
+    const DOUBLES_MAX: usize = 512 << 10;
+    const STEP: usize = 576 << 10;
+    if body.capacity() >= DOUBLES_MAX && body.capacity() - body.len() < more {
+        body.reserve_exact(more.max(STEP));
     }
 }
 

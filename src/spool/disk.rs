@@ -129,6 +129,12 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Sets room aside in a file, which may lie behind its end; the length stays. Only a hint: without it the file is slower.
+pub(super) fn set_aside(file: &File, room: std::ops::Range<u64>) {
+    let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+    let _ = rustix::fs::fallocate(file, flags, room.start, room.end - room.start);
+}
+
 const O_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 
 impl Disk for OsDisk {

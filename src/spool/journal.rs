@@ -698,9 +698,10 @@ impl<D: Disk> JournalWriter<D> {
         Ok(())
     }
 
-    /// Notes a large body to be removed once what was written so far is durable.
-    pub(crate) fn remove_large(&mut self, number: u64) {
+    /// Notes a large body to be removed once what was written so far is durable; answers how many wait for that.
+    pub(crate) fn remove_large(&mut self, number: u64) -> usize {
         self.large.push(number);
+        self.large.len()
     }
 
     /// Makes all outcomes durable; answers the large bodies that may go now. After an error the caller gives up.

@@ -7,7 +7,7 @@ use super::queue_id::{Location, QueueId};
 use super::read::SpoolReader;
 use super::shard::Shared;
 use super::table::{Unsynced, is_settled};
-use super::{LiveMessage, RecipientState};
+use super::{LARGE_BODY_BYTES_MIN, LiveMessage, RecipientState};
 use crate::bus::{AcceptedMessage, RecipientIndex};
 use crate::rt::{self, OneshotSender, oneshot};
 use atomic_waker::AtomicWaker;
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 /// Written entries are synced after this time, or [`SYNC_BYTES`].
 const SYNC_AFTER: Duration = Duration::from_secs(1);
 const SYNC_BYTES: u64 = 1 << 20;
+/// Or when so many large bodies wait for it, to be removed: their blocks are wanted again.
+const LARGE_BODIES_MAX: usize = 32;
 /// The writer lets entries gather this long before it writes; what a crash of the process can cost.
 const GATHER: Duration = Duration::from_millis(2);
 /// A checkpoint waits while more than this is not written.
@@ -123,7 +125,7 @@ impl Journal {
     /// body, are given up. `Some` is the segment that became free with it.
     pub fn done(&mut self, queue_id: QueueId, location: Location, size: u64) -> Option<u64> {
         // Looked up before the segment can go.
-        let may_be_large = size > self.shared.large_body_bytes as u64;
+        let may_be_large = size > self.shared.large_body_bytes.min(LARGE_BODY_BYTES_MIN) as u64;
         let large = if may_be_large { self.reader.large_number(location) } else { None };
         self.tracker.note_done(queue_id, location);
         self.queue.entries(|out| journal::put_done(out, queue_id));
@@ -385,7 +387,9 @@ impl WriterThread {
                 Ok(())
             }
             Command::RemoveLarge(number) => {
-                self.writer.remove_large(number);
+                if self.writer.remove_large(number) >= LARGE_BODIES_MAX {
+                    self.sync();
+                }
                 Ok(())
             }
         };

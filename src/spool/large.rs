@@ -1,22 +1,31 @@
 //! Bodies over 1 MiB: a file of their own, written as they arrive, durable before the record that names them.
 
 use super::SpoolError;
-use super::disk::{Disk, LARGE, OsDisk, file_name};
+use super::disk::{Disk, DiskFile, LARGE, OsDisk, file_name, set_aside};
 use super::keeper::Keeper;
 use super::record::{LargeReference, large_checksum_start};
-use crate::rt::{HelperPool, Notify, RingFile};
+use crate::rt::{HelperPool, Notify, OneshotReceiver, oneshot};
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Bodies longer than this get a file of their own.
+/// Bodies longer than this get a file of their own; shorter ones where it was known beforehand that they may be longer.
 pub const LARGE_BODY_BYTES: usize = 1 << 20;
+
+/// A body that is no longer than this never gets a file of its own.
+pub const LARGE_BODY_BYTES_MIN: usize = 128 << 10;
 
 /// So much is written between two questions for free space, where much is left.
 const CLAIM_BYTES: u64 = 8 << 20;
 /// What all sessions of all shards can write between two questions, generously.
 const MUCH_ROOM_BYTES: u64 = 4 << 30;
+
+/// Room that is set aside in the file behind what was written: for the first part, and then each time it is used up. Blocks
+/// that are found in one piece beforehand cost the sync less than those found when the pages go out.
+const SET_ASIDE_BYTES: [u64; 2] = [4 << 20, 32 << 20];
 
 /// Syncs of the folder of large bodies, shared by all that finish at the same time. One shard's.
 #[derive(Default)]
@@ -72,8 +81,8 @@ impl std::fmt::Debug for FolderSyncs {
     }
 }
 
-/// Writes one large body; dropped unfinished, the file goes.
-#[derive(Debug)]
+/// Writes one large body, on helper threads: while one part is being written, the next one may arrive. Dropped unfinished,
+/// the file goes.
 pub struct LargeBodyWriter {
     keeper: Arc<Keeper<OsDisk>>,
     pool: HelperPool,
@@ -83,24 +92,38 @@ pub struct LargeBodyWriter {
     /// Octets written since free space was asked for.
     unclaimed: u64,
     file: State,
+    /// Octets handed over.
     len: u64,
+    /// End of the room that was set aside.
+    set_aside: u64,
+    /// Of what is written.
     checksum: u32,
 }
 
 enum State {
     NotMade,
-    Open(RingFile, Guard),
+    Open(Arc<File>, Guard),
+    Writing(Arc<File>, Guard, OneshotReceiver<io::Result<Part>>),
     /// A write failed; the file is gone.
     Failed,
 }
 
-impl std::fmt::Debug for State {
+/// A part that was written.
+struct Part {
+    buffer: Vec<u8>,
+    /// Of the body up to its end.
+    checksum: u32,
+}
+
+impl std::fmt::Debug for LargeBodyWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+        let state = match &self.file {
             State::NotMade => "not made",
             State::Open(..) => "open",
+            State::Writing(..) => "being written",
             State::Failed => "failed",
-        })
+        };
+        write!(f, "LargeBodyWriter({state}, {} octets)", self.len)
     }
 }
 
@@ -151,10 +174,20 @@ impl LargeBody {
 
 impl LargeBodyWriter {
     pub(super) fn new(keeper: Arc<Keeper<OsDisk>>, pool: HelperPool, folder: Rc<FolderSyncs>) -> LargeBodyWriter {
-        LargeBodyWriter { keeper, pool, folder, made_at: 0, unclaimed: 0, file: State::NotMade, len: 0, checksum: 0 }
+        LargeBodyWriter {
+            keeper,
+            pool,
+            folder,
+            made_at: 0,
+            unclaimed: 0,
+            file: State::NotMade,
+            len: 0,
+            set_aside: 0,
+            checksum: 0,
+        }
     }
 
-    /// Octets written so far.
+    /// Octets handed over so far.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -164,35 +197,35 @@ impl LargeBodyWriter {
         self.len == 0
     }
 
-    /// Appends octets; waits until the kernel has them. Gives an empty buffer of the same capacity back. Write some
-    /// 256 KiB at a time.
+    /// Appends octets; waits until the part before is written, and leaves this one to a helper thread. Gives an empty buffer
+    /// back, of the capacity of the part before. Write some 256 KiB at a time.
     ///
     /// # Errors
-    /// [`SpoolError::Full`] or [`SpoolError::Io`]; the file is given up then, and every later call fails.
-    pub async fn write(&mut self, chunk: Vec<u8>) -> Result<Vec<u8>, SpoolError> {
-        self.open().await?;
-        let State::Open(file, guard) = &self.file else { return Err(SpoolError::Failed) };
-        if self.len == 0 {
-            self.checksum = large_checksum_start(guard.number);
-        }
-        self.checksum = crc32c::crc32c_append(self.checksum, &chunk);
-        let (len, capacity) = (chunk.len() as u64, chunk.capacity());
-        // Asking costs a switch to a helper thread and back: with much room left it is asked once in a while.
-        self.unclaimed += len;
-        if self.unclaimed >= CLAIM_BYTES || !self.keeper.has_room(MUCH_ROOM_BYTES) {
-            self.unclaimed = 0;
-            let keeper = self.keeper.clone();
-            if let Err(error) = self.pool.run(move || keeper.claim(len)).await.map_err(|_| SpoolError::Busy)? {
-                self.file = State::Failed;
-                return Err(error.into());
+    /// [`SpoolError::Full`] or [`SpoolError::Io`], of this part or the one before; the file is given up then, and every later
+    /// call fails.
+    pub async fn write(&mut self, part: Vec<u8>) -> Result<Vec<u8>, SpoolError> {
+        let mut buffer = self.written().await?;
+        let claimed = self.claim(part.len() as u64).await;
+        let State::Open(file, guard) = std::mem::replace(&mut self.file, State::Failed) else {
+            return Err(SpoolError::Failed);
+        };
+        claimed?;
+        let (sender, receiver) = oneshot();
+        let (to, offset, checksum) = (file.clone(), self.len, self.checksum);
+        let room = self.room_to_set_aside(part.len() as u64);
+        self.len += part.len() as u64;
+        let write = move || {
+            if let Some(room) = room {
+                set_aside(&to, room);
             }
-        }
-        if let Err(error) = file.write_at(chunk, self.len).await {
-            self.file = State::Failed;
-            return Err(error.into());
-        }
-        self.len += len;
-        Ok(Vec::with_capacity(capacity))
+            let checksum = crc32c::crc32c_append(checksum, &part);
+            let written = DiskFile::write_at(&*to, &part, offset);
+            sender.send(written.map(|()| Part { buffer: part, checksum }));
+        };
+        self.pool.submit(write).map_err(|_| SpoolError::Busy)?;
+        self.file = State::Writing(file, guard, receiver);
+        buffer.clear();
+        Ok(buffer)
     }
 
     /// Makes the body durable: the file, then its name.
@@ -200,35 +233,73 @@ impl LargeBodyWriter {
     /// # Errors
     /// As [`LargeBodyWriter::write`].
     pub async fn finish(mut self) -> Result<LargeBody, SpoolError> {
-        self.open().await?;
+        self.written().await?;
         let State::Open(file, guard) = std::mem::replace(&mut self.file, State::Failed) else {
             return Err(SpoolError::Failed);
         };
-        if self.len == 0 {
-            self.checksum = large_checksum_start(guard.number);
-        }
+        let (len, has_spare_room) = (self.len, self.set_aside > self.len);
+        let sync = self.pool.run(move || {
+            if has_spare_room {
+                // The same length again gives back what was set aside behind it.
+                file.set_len(len)?;
+            }
+            file.sync()
+        });
         // In any order: the record that names the body is written after both.
-        let synced =
-            futures_lite::future::zip(file.sync_data(), self.folder.sync(&self.keeper, &self.pool, self.made_at)).await;
-        file.close().await?;
-        synced.0?;
+        let folder = self.folder.sync(&self.keeper, &self.pool, self.made_at);
+        let synced = futures_lite::future::zip(sync, folder).await;
+        synced.0.map_err(|_| SpoolError::Busy)??;
         synced.1?;
         Ok(LargeBody { guard, len: self.len, checksum: self.checksum })
     }
 
-    async fn open(&mut self) -> Result<(), SpoolError> {
-        match self.file {
-            State::Open(..) => return Ok(()),
-            State::Failed => return Err(SpoolError::Failed),
-            State::NotMade => {}
+    /// Makes the file where it is not there, and waits for the part that is being written: its buffer.
+    async fn written(&mut self) -> Result<Vec<u8>, SpoolError> {
+        match std::mem::replace(&mut self.file, State::Failed) {
+            State::Failed => Err(SpoolError::Failed),
+            State::NotMade => {
+                let guard = Guard { keeper: self.keeper.clone(), number: self.keeper.numbers.draw(), is_named: false };
+                self.made_at = self.folder.begun.get();
+                self.checksum = large_checksum_start(guard.number);
+                let (keeper, name) = (self.keeper.clone(), file_name(LARGE, guard.number, "body"));
+                let made = self.pool.run(move || keeper.disk.create(&name, 0)).await;
+                self.file = State::Open(Arc::new(made.map_err(|_| SpoolError::Busy)??), guard);
+                Ok(Vec::new())
+            }
+            State::Open(file, guard) => {
+                self.file = State::Open(file, guard);
+                Ok(Vec::new())
+            }
+            State::Writing(file, guard, receiver) => {
+                let part = receiver.await.unwrap_or_else(|| Err(io::Error::other("the helper failed inside")))?;
+                self.checksum = part.checksum;
+                self.file = State::Open(file, guard);
+                Ok(part.buffer)
+            }
         }
-        let guard = Guard { keeper: self.keeper.clone(), number: self.keeper.numbers.draw(), is_named: false };
-        self.made_at = self.folder.begun.get();
-        let name = file_name(LARGE, guard.number, "body");
-        let path = self.keeper.disk.path(&name);
+    }
+
+    /// Asks whether there is room for so many octets. That costs a switch to a helper thread and back: with much room left it
+    /// is done once in a while.
+    async fn claim(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        self.unclaimed += bytes;
+        if self.unclaimed < CLAIM_BYTES && self.keeper.has_room(MUCH_ROOM_BYTES) {
+            return Ok(());
+        }
+        self.unclaimed = 0;
         let keeper = self.keeper.clone();
-        self.pool.run(move || keeper.disk.create(&name, 0)).await.map_err(|_| SpoolError::Busy)??;
-        self.file = State::Open(RingFile::open(&path).await?, guard);
-        Ok(())
+        Ok(self.pool.run(move || keeper.claim(bytes)).await.map_err(|_| SpoolError::Busy)??)
+    }
+
+    /// What is to be set aside before so many octets are written.
+    fn room_to_set_aside(&mut self, bytes: u64) -> Option<Range<u64>> {
+        let end = self.len + bytes;
+        if end <= self.set_aside {
+            return None;
+        }
+        let more = SET_ASIDE_BYTES[usize::from(self.set_aside > 0)].max(end - self.set_aside);
+        let from = self.set_aside;
+        self.set_aside = from + more;
+        Some(from..self.set_aside)
     }
 }

@@ -47,7 +47,7 @@ pub use envelope::{BodyType, DsnReturn, Envelope, EnvelopeError, Notify, Origin,
 pub use inspect::{FindError, Finding, FoundMessage, Inspection, Progress, Verdict, find, inspect};
 pub use journal::fuzz_replay;
 pub use journal_driver::Journal;
-pub use large::{LARGE_BODY_BYTES, LargeBody, LargeBodyWriter};
+pub use large::{LARGE_BODY_BYTES, LARGE_BODY_BYTES_MIN, LargeBody, LargeBodyWriter};
 pub use queue_id::{Location, QueueId, QueueIdError};
 pub use read::{SpoolReader, StoredMessage};
 pub use record::fuzz_decode;

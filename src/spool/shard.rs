@@ -230,7 +230,7 @@ impl ShardSpool {
     pub async fn commit(&self, draft: MessageDraft<'_>) -> Result<Committed, SpoolError> {
         let (body, mut large) = match draft.body {
             DraftBody::Memory(body) if body.len() > self.0.shared.large_body_bytes => {
-                (Vec::new(), Some(self.spill(&body).await?))
+                (Vec::new(), Some(self.spill(body).await?))
             }
             DraftBody::Memory(body) => (body, None),
             DraftBody::Large(large) => (Vec::new(), Some(large)),
@@ -283,14 +283,12 @@ impl ShardSpool {
     }
 
     /// Puts a body that is in memory into a file.
-    async fn spill(&self, body: &[u8]) -> Result<LargeBody, SpoolError> {
+    async fn spill(&self, body: Vec<u8>) -> Result<LargeBody, SpoolError> {
         if !self.has_room(body.len() as u64) {
             return Err(SpoolError::Full);
         }
         let mut writer = self.large_body();
-        for chunk in body.chunks(SPILL_CHUNK_BYTES) {
-            writer.write(chunk.to_vec()).await?;
-        }
+        writer.write(body).await?;
         writer.finish().await
     }
 
@@ -365,7 +363,6 @@ fn committed(written: Written) -> Committed {
 const RECORD_OVERHEAD_BYTES: u64 = 8 << 10;
 /// What a client may be about to send that does not say.
 const UNKNOWN_BYTES: u64 = 64 << 10;
-const SPILL_CHUNK_BYTES: usize = 256 << 10;
 
 /// Segments made on helper threads, one ahead of need.
 #[derive(Clone)]

@@ -78,8 +78,7 @@ impl Driver<'_> {
 
     /// Writes out what has outgrown memory.
     async fn make_room(&self, message: &mut ChunkedMessage) {
-        let limit = if message.large.is_some() { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES };
-        if message.receiver.kept_bytes() > limit {
+        if message.receiver.kept_bytes() > self.kept_bytes_max(message.large.is_some()) {
             let large = message.large.get_or_insert_with(|| LargeMessage::new(self.context(), &self.listener));
             large.write(message.receiver.take_body()).await;
         }
