@@ -213,6 +213,7 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
     let make_world = {
         let (config, reader, events, mailbox) =
             (config.clone(), opened.reader.clone(), log.clone(), to_mailbox.clone());
+        let directory = directory.clone();
         let (journal, survivors, suspended) = (opened.journal, opened.survivors, opened.suspended);
         move || World {
             identity: Identity {
@@ -228,6 +229,7 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
             inbox: scheduler_inbox,
             shards: orders,
             mailbox,
+            directory,
             resolver: Resolver::new(resolver_settings),
             reader,
             journal,

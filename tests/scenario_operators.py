@@ -163,7 +163,13 @@ def suspend(box):
 def explain_the_rest(box):
     """explain knows mailboxes, and says that a domain does not exist or cannot be asked"""
     text = box.relay.cli("explain", "alice@localhost").stdout
-    check("a mailbox here" in text, text)
+    check("a mailbox here" in text and "alice" in text, text)
+    (box.relay.data_dir / "aliases").write_text("everyone: alice, someone@one.test\n")
+    for local_part, expected in (("nobody", "RCPT refuses it: 550 5.1.1"), ("everyone", "RCPT takes it for 2 others")):
+        # The files are looked at again after a second.
+        wait_until(lambda: expected in box.relay.cli("explain", f"{local_part}@localhost").stdout, expected)
+    row = json.loads(box.relay.cli("explain", "everyone@localhost", "--json").stdout)
+    check_equal(sorted(row["expands_to"]), ["alice@localhost", "someone@one.test"], "what the alias expands to")
     done = box.relay.cli("explain", "nonsense", ok=False)
     check_equal(done.returncode, 65, done.stderr)
 

@@ -42,6 +42,10 @@ fn explain(row: &Value, now: u64) -> String {
         _ => format!("the MX hosts of {}", word(&row["domain"])),
     };
     line("Route", route);
+    line("Mailbox", word(&row["mailbox"]));
+    for address in row["expands_to"].as_array().into_iter().flatten() {
+        line("  Alias for", word(address));
+    }
     line("Failure", word(&row["failure"]["reply"]));
     line("Site", word(&row["site"]));
     for host in row["hosts"].as_array().into_iter().flatten() {

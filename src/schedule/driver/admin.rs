@@ -4,6 +4,8 @@ use super::Driver;
 use super::answers::Answer;
 use super::orders::{AnswerTo, READS_AT_ONCE, split};
 use crate::bus::{AdminCommand, AdminRequest, QueueFilter, SenderKey};
+use crate::mailbox::deliver::full_mailbox;
+use crate::mailbox::{DirectoryHandle, Lookup};
 use crate::rt;
 use crate::schedule::core::Target;
 use crate::smtp::{Address, ReversePath};
@@ -12,6 +14,8 @@ use serde_json::{Value, json};
 
 /// Messages of a listing that get their addresses; in a longer one the rest is without, for each takes a read.
 const ADDRESSES_MAX: usize = 10_000;
+/// Addresses of an alias named in an explanation.
+const EXPANSION_LISTED_MAX: usize = 100;
 /// Recipients of a message named in a listing.
 const RECIPIENTS_LISTED_MAX: usize = 10;
 
@@ -97,7 +101,9 @@ impl Driver {
         let domain = routing_domain(recipient.domain());
         let Some(target) = self.core.lookup_target(&domain) else {
             let row = self.core.explain(now, recipient.as_str(), (&domain, sender), None);
-            return answer.send(Ok(row.to_string()));
+            let directory = self.directory.clone();
+            rt::spawn(async move { answer.send(Ok(explain_mailbox(row, &directory, &recipient).await.to_string())) });
+            return;
         };
         let (asker, answers) = (self.lookups.asker(), self.answers.clone());
         rt::spawn(async move {
@@ -105,6 +111,26 @@ impl Driver {
             answers.put(Answer::Explained { recipient, sender, result, answer });
         });
     }
+}
+
+/// What RCPT says about a local recipient comes before anything that the mailboxes' site might say.
+async fn explain_mailbox(mut row: Value, directory: &DirectoryHandle, recipient: &Address) -> Value {
+    match directory.current().await.lookup(recipient) {
+        Lookup::User(user) => {
+            row["mailbox"] = (*user).into();
+            if !directory.has_room(&user, 1).await {
+                row["now"] = format!("RCPT refuses it: {}", full_mailbox(directory.mailboxes().over_quota)).into();
+            }
+        }
+        Lookup::Expands(addresses) => {
+            row["expands_to"] = addresses.iter().take(EXPANSION_LISTED_MAX).map(Address::as_str).collect();
+            row["now"] = format!("RCPT takes it for {} others, each with a way of its own", addresses.len()).into();
+        }
+        Lookup::Unknown | Lookup::NotLocal => {
+            row["now"] = "RCPT refuses it: 550 5.1.1, there is no such user or alias".into();
+        }
+    }
+    row
 }
 
 async fn list(reader: &SpoolReader, rows: Vec<(Location, Value)>) -> String {

@@ -25,6 +25,7 @@ use crate::bus::{Job, LaneState, ToMailbox, ToScheduler, ToShard};
 use crate::config::Config;
 use crate::dns::Resolver;
 use crate::dns::route::{Identity, RouteOptions};
+use crate::mailbox::DirectoryHandle;
 use crate::rt::{self, Receiver, Sender};
 use crate::spool::{Journal, LiveMessage, QueueId, RecipientState, SpoolReader, Survivor};
 use crate::telemetry::{EventLog, Meter};
@@ -47,6 +48,8 @@ pub struct World {
     pub shards: Vec<Sender<ToShard>>,
     /// The POP3 shard, which owns the mailboxes.
     pub mailbox: Sender<ToMailbox>,
+    /// Users and aliases, to explain what RCPT says.
+    pub directory: DirectoryHandle,
     /// A resolver of this executor.
     pub resolver: Resolver,
     /// Who we are, for routes that would lead back.
@@ -111,6 +114,7 @@ struct Driver {
     inbox: Receiver<ToScheduler>,
     shards: Vec<Outbox<ToShard>>,
     mailbox: Outbox<ToMailbox>,
+    directory: DirectoryHandle,
     journal: Journal,
     survivors: Vec<Survivor>,
     meter: Arc<Meter>,
@@ -157,7 +161,7 @@ impl Clock {
 
 impl Driver {
     fn new(world: World) -> Driver {
-        let World { config, inbox, shards, mailbox, resolver, identity, route_options, .. } = world;
+        let World { config, inbox, shards, mailbox, directory, resolver, identity, route_options, .. } = world;
         let World { reader, journal, survivors, suspended, events, meter, seed, .. } = world;
         let clock = Clock { started: rt::now(), started_ms: rt::unix_ms() };
         let answers = Answers::default();
@@ -174,6 +178,7 @@ impl Driver {
             inbox,
             shards: shards.into_iter().map(Outbox::new).collect(),
             mailbox: Outbox::new(mailbox),
+            directory,
             journal,
             survivors,
             meter: meter.clone(),

@@ -175,11 +175,14 @@ fn life(folder: &Path, messages: Vec<Envelope>, until: &'static [(&'static str, 
         });
         let resolver =
             Resolver::new(ResolverSettings { servers: Vec::new(), timeout: Duration::from_secs(1), attempts: 1 });
+        let pool = rt::HelperPool::new("directory", 1, 1).expect("a helper starts");
+        let directory = DirectoryHandle::open(&config().mailboxes, pool).expect("there are no files");
         let world = World {
             config: config(),
             inbox,
             shards: vec![to_shard],
             mailbox: to_mailbox,
+            directory,
             resolver,
             identity: Identity { hostname: "relay.test".into(), listeners: Vec::new() },
             route_options: RouteOptions { port: 25, allow_private_targets: true, family: FamilyPolicy::default() },
