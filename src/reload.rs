@@ -179,10 +179,11 @@ fn what_needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         retry: old.retry.clone(),
         sites: old.sites.clone(),
         reply_rules: old.reply_rules.clone(),
+        routes: old.routes.clone(),
         ..new.clone()
     };
     if taken != *old {
-        changed.push("another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[site]] or [[reply_rule]]");
+        changed.push("another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[route]], [[site]] or [[reply_rule]]");
     }
     changed
 }
@@ -220,14 +221,15 @@ mod tests {
                 "shards",
                 "[limits] stop_timeout",
                 // The paths below data_dir.
-                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[site]] or [[reply_rule]]",
+                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[route]], [[site]] or [[reply_rule]]",
             ],
         );
         check(&format!("{SMTP}[retry]\ndelay_min = \"1s\"\n[[site]]\nmx = [\".a.test\"]\n"), &[]);
+        check(&format!("{SMTP}[[route]]\ndomain = \"a.test\"\nhost = \"192.0.2.1\"\n"), &[]);
         check(
             &format!("{SMTP}[dns]\ntimeout = \"1s\"\n"),
             &[
-                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[site]] or [[reply_rule]]",
+                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[route]], [[site]] or [[reply_rule]]",
             ],
         );
     }

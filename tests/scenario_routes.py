@@ -224,6 +224,29 @@ def loop_to_itself(box):
     relay.stop()
 
 
+def routes_by_reload(box):
+    """mail that waits at a dead route goes the new way after `ringmail reload`; what ran before goes on"""
+    good = box.sink()
+    relay = box.ringmail("rerouted", {"route": [{"domain": "*", "host": "127.0.0.1", "port": free_port()}],
+                                      "retry": {"delay_min": "600s", "delay_max": "600s"}})
+    relay.start()
+    # The first finds out that nobody listens; the others then wait for the site, which is paused.
+    for number in range(5):
+        with relay.smtp() as client:
+            client.sendmail("a@client.test", [f"u{number}@elsewhere.example"], make_message())
+        if number == 0:
+            relay.wait_event("deferred", to="<u0@elsewhere.example>")
+    relay.config["route"] = [{"domain": "elsewhere.example", "host": "127.0.0.1", "port": good.port}]
+    relay.write_config()
+    check_equal(relay.cli("reload").stdout, "reloaded\n", "reload")
+    good.wait(4)
+    relay.cli("queue", "flush")
+    good.wait(5)
+    relay.wait_queue_empty()
+    check_equal(len(good.messages), 5, "messages by the new route")
+    relay.stop()
+
+
 def stop(box):
     """nothing odd was sent; SIGTERM ends it with status 0"""
     for sink in (box.fixed, box.subdomains, box.smarthost):
@@ -231,4 +254,4 @@ def stop(box):
     box.relay.stop()
 
 
-main(start, routes, not_an_open_relay, strangers_reach, auth_opens, smarthost_login, loop_ends, loop_to_itself, stop)
+main(start, routes, not_an_open_relay, strangers_reach, auth_opens, smarthost_login, loop_ends, loop_to_itself, routes_by_reload, stop)

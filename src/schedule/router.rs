@@ -22,7 +22,10 @@ pub enum NextHop {
 #[derive(Clone, Debug, Default)]
 pub struct Router {
     local: HashSet<String>,
+    /// Every route that there was since the start: sites name them by index.
     routes: Vec<Route>,
+    /// Those that the configuration has now, in its order.
+    active: Vec<usize>,
 }
 
 impl Router {
@@ -30,7 +33,21 @@ impl Router {
     pub fn new(local_domains: &[String], routes: &[Route]) -> Router {
         let mut routes = routes.to_vec();
         routes.iter_mut().for_each(|route| route.domain.make_ascii_lowercase());
-        Router { local: local_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(), routes }
+        let local = local_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect();
+        Router { local, active: (0..routes.len()).collect(), routes }
+    }
+
+    /// Takes over the routes of another router; one that stays as it was keeps its index. Gives whether that is news.
+    pub fn take_routes(&mut self, new: &Router) -> bool {
+        let index_of = |route: &Route| match self.routes.iter().position(|known| known == route) {
+            Some(index) => index,
+            None => {
+                self.routes.push(route.clone());
+                self.routes.len() - 1
+            }
+        };
+        let active: Vec<usize> = new.active.iter().map(|index| &new.routes[*index]).map(index_of).collect();
+        std::mem::replace(&mut self.active, active) != self.active
     }
 
     /// From the configuration.
@@ -38,12 +55,17 @@ impl Router {
         Router::new(&config.mailboxes.local_domains, &config.routes)
     }
 
+    /// Whether the configuration has a route now.
+    pub fn is_active(&self, route: usize) -> bool {
+        self.active.contains(&route)
+    }
+
     /// The pool that a fixed route names.
     pub fn pool_of(&self, route: usize, pools: &Pools) -> Option<PoolIndex> {
         pools.find(self.routes[route].egress_pool.as_ref()?)
     }
 
-    /// The fixed routes.
+    /// The fixed routes, with those that are no longer used.
     pub fn routes(&self) -> &[Route] {
         &self.routes
     }
@@ -53,8 +75,8 @@ impl Router {
         if self.local.contains(domain) {
             return NextHop::Mailbox;
         }
-        match self.routes.iter().position(|route| matches(&route.domain, domain)) {
-            Some(index) => NextHop::Fixed(index),
+        match self.active.iter().find(|index| matches(&self.routes[**index].domain, domain)) {
+            Some(index) => NextHop::Fixed(*index),
             None => NextHop::Mx,
         }
     }
@@ -142,6 +164,15 @@ mod tests {
         check("xb.example", NextHop::Mx);
         check(".b.example", NextHop::Mx);
         check("c.example", NextHop::Mx);
+        let mut changed = router.clone();
+        assert!(!changed.take_routes(&router), "nothing is new");
+        assert!(changed.take_routes(&Router::new(&[], &[route("new.example"), route("a.example")])));
+        assert_eq!(changed.next_hop("new.example"), NextHop::Fixed(3));
+        assert_eq!(changed.next_hop("a.example"), NextHop::Fixed(0), "it is the same route");
+        assert_eq!(
+            (changed.next_hop("c.b.example"), changed.next_hop("local.example")),
+            (NextHop::Mx, NextHop::Mailbox)
+        );
         let with_smarthost = Router::new(&[], &[route("a.example"), route("*")]);
         assert_eq!(with_smarthost.next_hop("anything.example"), NextHop::Fixed(1));
     }

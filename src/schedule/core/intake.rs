@@ -251,10 +251,21 @@ impl Scheduler {
             if self.domains.get(key as usize).is_none_or(|domain| domain.recipients > 0) {
                 continue;
             }
+            self.unindex_domain(key);
             let domain = self.domains.remove(key as usize);
-            self.domain_index[usize::from(domain.pool)].remove(&domain.name);
             self.hops[domain.hop as usize].domains -= 1;
             self.forget_hop(domain.hop);
+        }
+    }
+}
+
+impl Scheduler {
+    /// A domain is not found by its name any more. After a change of routes two may have one name and pool; the other stays.
+    pub(super) fn unindex_domain(&mut self, key: u32) {
+        let domain = &self.domains[key as usize];
+        let index = &mut self.domain_index[usize::from(domain.pool)];
+        if index.get(&domain.name) == Some(&key) {
+            index.remove(&domain.name);
         }
     }
 }

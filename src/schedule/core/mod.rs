@@ -615,8 +615,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes over other retry times, limits and reply rules; pools and shards stay as they are.
-    pub fn reconfigure(&mut self, settings: Settings) {
+    /// Takes over other retry times, limits, reply rules and routes; pools and shards stay as they are.
+    pub fn reconfigure(&mut self, now: u64, settings: Settings, router: &Router) {
         self.rules = RuleMemo::new(settings.rules.clone());
         self.recipients_max = settings.limits.recipients_max();
         let (pools, shards) = (self.settings.pools.clone(), self.settings.shards);
@@ -626,6 +626,9 @@ impl Scheduler {
             let limits = self.limits_of(&self.sites[key as usize].key, &self.sites[key as usize].hosts);
             self.sites[key as usize].set_limits(limits);
             self.wake_site(key);
+        }
+        if self.router.take_routes(router) {
+            self.reroute(now);
         }
     }
 

@@ -3,7 +3,7 @@
 //! An answer is used while it is fresh, used and asked again when it is older, and waited for when it is old: then the
 //! MX of a domain may change and its queue follows, without a stall of busy domains at each change of age.
 
-use super::{Action, Hop, HopId, HopKey, Part, PartState, RouteState, Scheduler};
+use super::{Action, Domain, Hop, HopId, HopKey, Part, PartState, RouteState, Scheduler};
 use crate::bus::{EndpointHost, RecipientIndex};
 use crate::dns::route::{ResolvedRoute, RouteFailure};
 use crate::schedule::egress::PoolIndex;
@@ -45,6 +45,76 @@ impl Scheduler {
         };
         self.hops[hop as usize].domains += 1;
         hop
+    }
+
+    /// The routes have changed: every domain gets the hop that it would get now, and what waits for an answer or at a site
+    /// goes on from there. What is deferred finds out when its time comes. Walks the whole queue.
+    pub(super) fn reroute(&mut self, now: u64) {
+        let mut left: Vec<u32> = Vec::new();
+        for (_, hop) in &mut self.hops {
+            while let Some(part) = hop.waiting.pop_front(&mut self.parts) {
+                self.parts[part].state = PartState::Loose;
+                left.push(part);
+            }
+        }
+        let keys: Vec<u32> = self.domains.iter().map(|(key, _)| key as u32).collect();
+        for key in keys {
+            self.rehop_domain(key);
+        }
+        let astray = |(_, part): &(u32, &Part)| part.state == PartState::Ready && !self.leads_to_its_site(part);
+        let astray: Vec<u32> = self.parts.iter().filter(astray).map(|(key, _)| key).collect();
+        for part in astray {
+            self.unready_part(part);
+            left.push(part);
+        }
+        for part in left {
+            self.ready_part(now, part, false);
+        }
+        self.forget_old_routes();
+    }
+
+    /// Whether by the answers at hand a part is where it belongs.
+    fn leads_to_its_site(&self, part: &Part) -> bool {
+        self.recipients_in(part).iter().all(|recipient| {
+            let hop = &self.hops[self.hop_of(part.message, *recipient) as usize];
+            matches!(hop.route, RouteState::Known { site, .. } if site == part.site)
+        })
+    }
+
+    /// Removes the hops of routes that are gone, and with them their sites, as soon as those are empty.
+    fn forget_old_routes(&mut self) {
+        let hops = &self.hops;
+        let is_unused = |hop: &Hop| hop.domains == 0 && !hop.looking;
+        let router = &self.router;
+        let gone: Vec<u32> = self
+            .fixed_hops
+            .extract_if(|(index, _), hop| !router.is_active(*index) && is_unused(&hops[*hop as usize]))
+            .map(|(_, hop)| hop)
+            .collect();
+        for hop in gone {
+            let hop = self.hops.remove(hop as usize);
+            self.leave_site(hop.route);
+        }
+    }
+
+    fn rehop_domain(&mut self, key: u32) {
+        let Domain { name, pool, hop: old, .. } = &self.domains[key as usize];
+        let (name, own_pool, old) = (name.clone(), *pool, *old);
+        // The sender's pool is not known here; what it was stays, unless the route names one.
+        let pool = match self.router.next_hop(&name) {
+            NextHop::Mailbox => 0,
+            NextHop::Fixed(index) => self.router.pool_of(index, &self.settings.pools).unwrap_or(own_pool),
+            NextHop::Mx => own_pool,
+        };
+        if pool != own_pool {
+            self.unindex_domain(key);
+            self.domains[key as usize].pool = pool;
+            self.domain_index[usize::from(pool)].entry(name.clone()).or_insert(key);
+        }
+        let hop = self.hop_for(&name, pool);
+        self.domains[key as usize].hop = hop;
+        self.hops[old as usize].domains -= 1;
+        self.forget_hop(old);
     }
 
     /// Removes the hop of a domain that is gone. Hops of fixed routes and of mailboxes, which many share, and an unanswered

@@ -322,7 +322,7 @@ impl Driver {
             ToScheduler::Configured(config) => {
                 let settings = Settings::from_config(&config, self.shards.len());
                 self.logger.set_rules(settings.rules.clone());
-                self.core.reconfigure(settings);
+                self.core.reconfigure(now, settings, &Router::from_config(&config));
                 self.config = config;
             }
             ToScheduler::Stop => self.stop_asked = true,

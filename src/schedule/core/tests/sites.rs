@@ -167,7 +167,8 @@ fn other_limits_count_at_once() {
         bench.accept(&["big.example"]);
     }
     assert_eq!(bench.jobs.len(), 1);
-    bench.scheduler.reconfigure(settings());
+    let router = bench.scheduler.router.clone();
+    bench.scheduler.reconfigure(bench.now, settings(), &router);
     bench.pump();
     assert_eq!(bench.jobs.len(), 2, "the window grows from where it was");
 }
@@ -270,4 +271,41 @@ fn the_window_finds_what_a_far_side_takes() {
     let width = width as f64 / 4_000.0;
     assert!((5.5..9.0).contains(&width), "it runs {width} at once");
     assert!(refused < 120, "{refused} of 4,000 were refused");
+}
+
+#[test]
+fn mail_follows_a_route_that_is_changed_while_it_waits() {
+    let mut bench = Bench::new(settings(), Router::new(&[], &[smarthost("a.example")]));
+    // As many as the window takes; the others are ready.
+    let ids: Vec<QueueId> = (0..8).map(|_| bench.accept(&["a.example"])).collect();
+    let running: Vec<Job> = bench.jobs.drain(..).map(|(_, job)| job).collect();
+    assert_eq!(running.len(), 5);
+    bench.answering = false;
+    bench.accept(&["b.example"]);
+    assert_eq!(bench.lookups.len(), 1, "one waits for an answer");
+    let new = Router::new(&[], &[smarthost("b.example")]);
+    bench.scheduler.reconfigure(bench.now, settings(), &new);
+    bench.answering = true;
+    bench.pump();
+    let (hop, _) = bench.lookups.remove(0);
+    bench.scheduler.handle_routed(bench.now, hop, Ok(route_to(&["mx.b.example"])));
+    for (hop, _) in std::mem::take(&mut bench.lookups) {
+        bench.scheduler.handle_routed(bench.now, hop, Ok(route_to(&["mx.a.example"])));
+    }
+    bench.pump();
+    let site = |job: &Job| job.open.as_ref().map(|endpoint| endpoint.site.to_string());
+    let mut sites: Vec<_> = bench.jobs.iter().map(|(_, job)| (job.queue_id, site(job))).collect();
+    sites.sort();
+    let expected = |id: QueueId| (id, Some("mx:mx.a.example".to_owned()));
+    assert_eq!(sites[..3], [expected(ids[5]), expected(ids[6]), expected(ids[7])]);
+    assert_eq!((sites[3].1.as_deref(), sites.len()), (Some("route:b.example"), 4));
+    for job in running {
+        bench.done(job, LaneState::Closed, |_| delivered());
+    }
+    for job in std::mem::take(&mut bench.jobs) {
+        bench.done(job.1, LaneState::Closed, |_| delivered());
+    }
+    assert_eq!(bench.scheduler.message_count(), 0);
+    let left: Vec<String> = bench.scheduler.sites.iter().map(|(_, site)| site.name.to_string()).collect();
+    assert!(!left.contains(&"route:a.example".to_owned()), "a route that is gone leaves no site: {left:?}");
 }
