@@ -5,7 +5,7 @@
 //! time. `Outcome::Delivered` is answered only after the message is durable in its mailbox.
 
 use super::directory::{Directory, DirectoryHandle};
-use super::maildir::{Maildir, NewMessage, deliver_batch, unique_name};
+use super::maildir::{Maildir, NewMessage, WHOLE_FILES_MIN, deliver_batch, unique_name};
 use super::policy::Quota;
 use super::quota::QuotaBook;
 use super::whole_sync::WholeSyncs;
@@ -31,9 +31,10 @@ const TURN_JOBS_MAX: usize = 32;
 /// Turns at once. Syncs that are asked for at the same time cost the file system one commit together, one after the other
 /// each its own: so jobs that wait are spread over many short turns instead of filling one.
 const TURNS_MAX: usize = 16;
-/// Jobs in one large turn, which has one sync for all of its files. Where more than [`TURNS_MAX`] wait and such a sync is
-/// wise, large turns are made instead: the next one gathers while this one is at work.
+/// Jobs in one large turn, which has one sync for all of its files. Where some wait and such a sync is wise, a large turn is
+/// made instead, and the next one gathers while it is at work.
 const LARGE_TURN_JOBS_MAX: usize = 128;
+const LARGE_TURN_JOBS_MIN: usize = WHOLE_FILES_MIN;
 /// Large turns at once: one writes while the other syncs.
 const LARGE_TURNS_MAX: usize = 2;
 /// Pause when the helper pool takes nothing more.
@@ -373,7 +374,7 @@ impl<R: MessageReader> Deliverer<R> {
     /// What is to be done next; `None` also while jobs gather for when a large turn ends.
     fn next_turn(&self) -> Option<Turn> {
         let mut waiting = self.waiting.borrow_mut();
-        let is_large = waiting.len() > TURNS_MAX && self.place.syncs.may_try();
+        let is_large = waiting.len() >= LARGE_TURN_JOBS_MIN && self.place.syncs.may_try();
         let large_turns = self.large_turns.get();
         if waiting.is_empty() || large_turns >= if is_large { LARGE_TURNS_MAX } else { 1 } {
             return None;

@@ -447,7 +447,7 @@ pub fn deliver_batch(messages: &[NewMessage<'_>], syncs: &WholeSyncs) -> Vec<io:
 }
 
 /// From so many messages on one sync of the file system costs less than one of each.
-const WHOLE_FILES_MIN: usize = 8;
+pub const WHOLE_FILES_MIN: usize = 4;
 /// From so many folders on.
 const WHOLE_FOLDERS_MIN: usize = 3;
 
