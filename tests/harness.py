@@ -12,6 +12,7 @@ import atexit
 import json
 import os
 import poplib
+import pwd
 import random
 import re
 import select
@@ -883,6 +884,54 @@ poll {server} service {port} protocol pop3 timeout 20
     config.chmod(0o600)
     run(in_netns(netns, ["fetchmail", "-f", config, "--pidfile", box.dir / "fetchmail.pid", "--nosyslog"]),
         env={"HOME": str(box.dir), "FETCHMAILHOME": str(box.dir)})
+
+
+def owned_folder(path, owner=None):
+    """Make a folder that everybody may enter, whatever the umask: servers go through it as users of their own."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o755)
+    if owner:
+        user = pwd.getpwnam(owner)
+        os.chown(path, user.pw_uid, user.pw_gid)
+    return path
+
+
+def postfix_server(box, settings):
+    """Postfix in a folder of the box's own, with these lines behind its main.cf: the port where it will listen."""
+    need("postconf")
+    home, port = box.dir / "postfix", free_port()
+    for name, owner in (("", "root"), ("etc", "root"), ("queue", "root"), ("data", "postfix")):
+        owned_folder(home / name, owner)
+    (home / "etc" / "main.cf").write_text(f"""\
+compatibility_level = 3.6
+queue_directory = {home}/queue
+data_directory = {home}/data
+mail_owner = postfix
+setgid_group = postdrop
+maillog_file = {home}/log
+maillog_file_prefixes = {home}
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+mydestination =
+alias_maps =
+alias_database =
+{settings}""")
+    services = "pickup cleanup qmgr tlsmgr rewrite:trivial-rewrite bounce defer:bounce trace:bounce verify flush " \
+               "proxymap smtp showq error retry:error discard virtual anvil scache"
+    limits = {"bounce": "0", "defer": "0", "trace": "0", "qmgr": "1", "pickup": "1", "tlsmgr": "1", "scache": "1",
+              "anvil": "1", "flush": "0", "cleanup": "0", "verify": "1"}
+    lines = [f"127.0.0.1:{port} inet n - n - - smtpd", "postlog unix-dgram n - n - 1 postlogd"]
+    for service in services.split():
+        name, _, command = service.partition(":")
+        wake = {"pickup": "1", "qmgr": "300"}.get(name, "-")
+        private = "n" if name in ("pickup", "cleanup", "qmgr", "flush", "showq") else "-"
+        unprivileged = "n" if name == "virtual" else "-"  # it writes as the owner of each mailbox
+        lines.append(f"{name} unix {private} {unprivileged} n {wake} {limits.get(name, '-')} {command or name}")
+    (home / "etc" / "master.cf").write_text("\n".join(lines) + "\n")
+    run(["postfix", "-c", home / "etc", "check"], ok=False)
+    daemons = run(["postconf", "-dh", "daemon_directory"]).stdout.strip()
+    box.spawn([f"{daemons}/master", "-c", home / "etc", "-d"], log="postfix.out")
+    return port
 
 
 # ---------------------------------------------------------------------------------------------------- the runner

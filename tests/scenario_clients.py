@@ -6,7 +6,6 @@ verify do. Everything a client sends has to arrive, and Received: has to say how
 """
 
 import base64
-import pwd
 import socket
 import ssl
 
@@ -219,29 +218,9 @@ def lmtp(box):
 
 def postfix(box):
     """Postfix sends as a client: STARTTLS verified, pipelined, and with XFORWARD as a filter's upstream"""
-    need("postconf", "sendmail")
-    daemons = run(["postconf", "-dh", "daemon_directory"]).stdout.strip()
-    home = box.dir / "postfix"
-    for name, owner in (("", "root"), ("etc", "root"), ("queue", "root"), ("data", "postfix")):
-        folder = home / name
-        folder.mkdir()
-        os.chown(folder, pwd.getpwnam(owner).pw_uid, -1)
-        folder.chmod(0o755)
-    port = free_port()
-    (home / "etc" / "main.cf").write_text(f"""\
-compatibility_level = 3.6
-queue_directory = {home}/queue
-data_directory = {home}/data
-mail_owner = postfix
-setgid_group = postdrop
-maillog_file = {home}/log
-maillog_file_prefixes = {home}
+    need("sendmail")
+    port = postfix_server(box, f"""\
 myhostname = upstream.test
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mydestination =
-alias_maps =
-alias_database =
 relayhost = [127.0.0.1]:{box.relay.smtp_port}
 smtp_tls_security_level = encrypt
 smtp_tls_CAfile = {box.ca}
@@ -249,19 +228,6 @@ smtp_tls_loglevel = 1
 smtp_send_xforward_command = yes
 smtpd_relay_restrictions = permit_mynetworks, reject
 """)
-    services = "pickup cleanup qmgr tlsmgr rewrite:trivial-rewrite bounce defer:bounce trace:bounce verify flush " \
-               "proxymap smtp showq error retry:error discard anvil scache"
-    lines = [f"127.0.0.1:{port} inet n - n - - smtpd", "postlog unix-dgram n - n - 1 postlogd"]
-    for service in services.split():
-        name, _, command = service.partition(":")
-        limit = {"bounce": "0", "defer": "0", "trace": "0", "qmgr": "1", "pickup": "1", "tlsmgr": "1", "scache": "1",
-                 "anvil": "1", "flush": "0", "cleanup": "0", "verify": "1"}.get(name, "-")
-        wake = {"pickup": "1", "qmgr": "300"}.get(name, "-")
-        private = "n" if name in ("pickup", "cleanup", "qmgr", "flush", "showq") else "-"
-        lines.append(f"{name} unix {private} - n {wake} {limit} {command or name}")
-    (home / "etc" / "master.cf").write_text("\n".join(lines) + "\n")
-    run(["postfix", "-c", home / "etc", "check"], ok=False)
-    box.spawn([f"{daemons}/master", "-c", home / "etc", "-d"], log="postfix.out")
 
     def up():
         try:

@@ -37,16 +37,6 @@ def certificate(box):
     box.key.chmod(0o644)
 
 
-def folder(path, owner=None):
-    """A folder of its own, owned by a user."""
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o755)  # whatever the umask: servers go through it as users of their own
-    if owner:
-        user = pwd.getpwnam(owner)
-        os.chown(path, user.pw_uid, user.pw_gid)
-    return path
-
-
 def mails(path):
     """All files of the Maildirs below a path, as they would have travelled."""
     found = [file for part in ("new", "cur") for file in path.glob(f"**/{part}/*")]
@@ -62,29 +52,10 @@ class FarSide:
 
 def postfix(box):
     """Postfix in a folder of its own."""
-    need("postconf")
-    home, port = box.dir / "postfix", free_port()
-    config = folder(home / "etc")
-    folder(home, "root")
-    folder(home / "queue", "root")
-    folder(home / "data", "postfix")
-    mail = folder(home / "mail", "nobody")
-    daemons = run(["postconf", "-dh", "daemon_directory"]).stdout.strip()
+    mail = owned_folder(box.dir / "postfix" / "mail", "nobody")
     user = pwd.getpwnam("nobody")
-    (config / "main.cf").write_text(f"""\
-compatibility_level = 3.6
-queue_directory = {home}/queue
-data_directory = {home}/data
-mail_owner = postfix
-setgid_group = postdrop
-maillog_file = {home}/log
-maillog_file_prefixes = {home}
+    port = postfix_server(box, f"""\
 myhostname = far.test
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mydestination =
-alias_maps =
-alias_database =
 virtual_mailbox_domains = far.test
 virtual_mailbox_base = {mail}
 virtual_mailbox_maps = inline:{{{{user@far.test=user/}}}}
@@ -100,21 +71,6 @@ smtpd_tls_security_level = may
 smtpd_relay_restrictions = permit_mynetworks, reject
 smtpd_recipient_restrictions = reject_unlisted_recipient, permit
 """)
-    services = "pickup:unix cleanup:unix qmgr:unix tlsmgr:unix rewrite:unix:trivial-rewrite bounce:unix defer:unix:bounce " \
-               "trace:unix:bounce verify:unix flush:unix proxymap:unix smtp:unix showq:unix error:unix retry:unix:error " \
-               "discard:unix virtual:unix anvil:unix scache:unix postlog:unix-dgram:postlogd"
-    lines = [f"127.0.0.1:{port} inet n - n - - smtpd"]
-    for service in services.split():
-        name, kind, command, *_ = service.split(":") + [service.split(":")[0]]
-        single = {"bounce": "0", "defer": "0", "trace": "0", "qmgr": "1", "pickup": "1", "tlsmgr": "1", "scache": "1",
-                  "anvil": "1", "postlog": "1", "flush": "0", "cleanup": "0", "verify": "1"}.get(name, "-")
-        wake = {"pickup": "1", "qmgr": "300"}.get(name, "-")
-        private = "n" if name in ("pickup", "cleanup", "qmgr", "flush", "showq", "postlog") else "-"
-        root = "n" if name == "virtual" else "-"  # it writes as the owner of each mailbox
-        lines.append(f"{name} {kind} {private} {root} n {wake} {single} {command}")
-    (config / "master.cf").write_text("\n".join(lines) + "\n")
-    run(["postfix", "-c", config, "check"], ok=False)
-    box.spawn([f"{daemons}/master", "-c", config, "-d"], log="postfix.out")
     return FarSide("postfix", {"host": "127.0.0.1", "port": port}, mail, "nobody@far.test")
 
 
@@ -122,7 +78,7 @@ def exim(box):
     """Exim from its Debian package, unpacked beside the installed ones (it conflicts with Postfix), with a user of its own."""
     need("apt-get", "dpkg", "unshare", "ldd")
     home, port = box.dir / "exim", free_port()
-    folder(home)
+    owned_folder(home)
     done = run(["apt-get", "download", "exim4-daemon-light"], cwd=home, ok=False, timeout=120)
     packages = list(home.glob("*.deb"))
     if done.returncode != 0 or not packages:
@@ -136,7 +92,7 @@ def exim(box):
         others = [line for line in Path(f"/etc/{name}").read_text().splitlines() if not line.startswith("Debian-exim:")]
         (home / name).write_text("\n".join([*others, line]) + "\n")
     for path in (home / "spool", home / "mail"):
-        folder(path)
+        owned_folder(path)
         os.chown(path, 60001, 60001)
     (home / "exim.conf").write_text(f"""\
 primary_hostname = far.test
@@ -187,8 +143,8 @@ def dovecot(box):
     if not Path("/usr/lib/dovecot/lmtp").exists():
         raise Skip("dovecot-lmtpd is not installed")
     home, port = box.dir / "dovecot", free_port()
-    folder(home)
-    mail = folder(home / "mail", "nobody")
+    owned_folder(home)
+    mail = owned_folder(home / "mail", "nobody")
     user = pwd.getpwnam("nobody")
     config = home / "dovecot.conf"
     (home / "users").write_text(f"user:{{PLAIN}}x:{user.pw_uid}:{user.pw_gid}::{mail}/user::\n")
