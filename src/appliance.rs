@@ -17,7 +17,7 @@ use crate::schedule::driver::{self, Ended, World};
 use crate::shard::{self, Seed};
 use crate::spool;
 use crate::telemetry::{Event, EventLog, Meter, Publisher, Telemetry, notify};
-use crate::tls::{ClientTls, ServerTls, SharedAcceptor};
+use crate::tls::{ClientTls, ServerTls, SharedAcceptor, TlsAcceptor};
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -124,98 +124,201 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
     let began = rt::now();
     check_ports(config)?;
     create_data_dir(&config.data_dir)?;
-    let opened = open_spool(config)?;
+    let mut opened = open_spool(config)?;
     log.log(Event::Recovered {
         messages: opened.survivors.len() as u64,
         recipients: opened.survivors.iter().map(|survivor| survivor.recipients.len() as u64).sum(),
         took: rt::now() - began,
     });
     tell_damage(&opened.report);
-    let pools = Pools::start().map_err(os_error)?;
-    let directory = DirectoryHandle::open(&config.mailboxes, pools.directory.clone())
-        .map_err(|error| StartError::new(code::CONFIG, error.to_string(), "mend the file, or move it away"))?;
-    let authenticator = Authenticator::new(directory.clone(), pools.hashing.clone());
-    let server_tls = ServerTls::default();
-    let tls = Acceptors::load(config, &server_tls).map_err(|error| {
-        StartError::new(code::CONFIG, error.to_string(), "certificate and key must be PEM files that fit together")
-    })?;
-    let pop3_acceptors: Vec<_> = tls.pop3.into_iter().map(|acceptor| acceptor.map(SharedAcceptor::new)).collect();
-    let client_tls = ClientTls::load().map_err(|error| os_error(io::Error::other(error)))?;
-    let resolver_settings = ResolverSettings::from_config(&config.dns).map_err(|error| {
-        let message = format!("no name server is known: {error}");
-        StartError::new(code::CONFIG, message, "set [dns] servers, or mend /etc/resolv.conf")
-    })?;
-
-    let telemetry = Telemetry::new();
     let (to_scheduler, scheduler_inbox) = rt::channel(TO_SCHEDULER_MAX);
     let (to_mailbox, mailbox_inbox) = rt::channel(TO_MAILBOX_MAX);
-    let mut threads = Vec::new();
+    let parts = Parts::make(config, log, opened.reader.clone(), to_scheduler, to_mailbox)?;
 
-    let doorman = Arc::new(Doorman::new(&config.login_limits, rt::now()));
     // The POP3 shard first: whoever is told 250 can read.
-    let pop_meter = telemetry.register("pop3");
-    let pop = PopContext {
-        settings: (&**config).into(),
-        directory: directory.clone(),
-        authenticator: authenticator.clone(),
-        reads: pools.reads.clone(),
-        turns: pools.turns.clone(),
-        writes: pools.writes.clone(),
-        reader: opened.reader.clone(),
-        to_scheduler: to_scheduler.clone(),
-        mailbox_rx: mailbox_inbox,
-        tls: pop3_acceptors.clone(),
-        doorman: doorman.clone(),
-        counts: Arc::new(PopCounts::default()),
-    };
-    threads.push(start_pop3(config.clone(), pop, pop_meter)?);
-
+    let mut threads = vec![parts.start_pop3(mailbox_inbox)?];
     let descriptors_max = room_of_descriptors(config);
     let mut shards = Vec::new();
-    let mut orders = Vec::new();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for (index, spool) in opened.shards.into_iter().enumerate() {
+    for (index, spool) in opened.shards.drain(..).enumerate() {
+        let (thread, shard) = parts.start_shard(index, spool, descriptors_max)?;
+        threads.push(thread);
+        shards.push(shard);
+    }
+    let orders: Vec<_> = shards.iter().map(|shard| shard.orders.clone()).collect();
+    let (thread, scheduler_ended) = parts.start_scheduler(opened, scheduler_inbox, orders.clone())?;
+    threads.push(thread);
+
+    let Parts { telemetry, to_scheduler: scheduler, to_mailbox: mailbox, .. } = parts;
+    let reloader = Arc::new(Reloader {
+        file: file.map(Path::to_path_buf),
+        current: Mutex::new(config.clone()),
+        server_tls: parts.server_tls,
+        scheduler: scheduler.clone(),
+        shards: orders,
+        pop3: parts.pop3_tls,
+        doorman: parts.doorman,
+        directory: parts.directory,
+        log: log.clone(),
+    });
+    let reload = admin::Reload { reloader: reloader.clone(), pool: parts.pools.directory };
+    let control = start_admin(config, log, telemetry, scheduler.clone(), reload)?;
+    announce(config, log);
+    Ok(Running { shards, scheduler, scheduler_ended, mailbox, threads, control, reloader })
+}
+
+/// What the threads share: each is given handles of its own.
+struct Parts {
+    config: Arc<Config>,
+    log: EventLog,
+    telemetry: Telemetry,
+    reader: spool::SpoolReader,
+    pools: Pools,
+    directory: DirectoryHandle,
+    authenticator: Authenticator,
+    doorman: Arc<Doorman>,
+    server_tls: ServerTls,
+    /// Of each SMTP listener.
+    smtp_tls: Vec<Option<TlsAcceptor>>,
+    /// Of each POP3 listener.
+    pop3_tls: Vec<Option<SharedAcceptor>>,
+    client_tls: ClientTls,
+    resolver: ResolverSettings,
+    to_scheduler: rt::Sender<ToScheduler>,
+    to_mailbox: rt::Sender<ToMailbox>,
+}
+
+impl Parts {
+    /// Starts helper threads, and reads what the configuration names: users, certificates, name servers.
+    fn make(
+        config: &Arc<Config>,
+        log: &EventLog,
+        reader: spool::SpoolReader,
+        to_scheduler: rt::Sender<ToScheduler>,
+        to_mailbox: rt::Sender<ToMailbox>,
+    ) -> Result<Parts, StartError> {
+        let pools = Pools::start().map_err(os_error)?;
+        let directory = DirectoryHandle::open(&config.mailboxes, pools.directory.clone())
+            .map_err(|error| StartError::new(code::CONFIG, error.to_string(), "mend the file, or move it away"))?;
+        let server_tls = ServerTls::default();
+        let tls = Acceptors::load(config, &server_tls).map_err(|error| {
+            StartError::new(code::CONFIG, error.to_string(), "certificate and key must be PEM files that fit together")
+        })?;
+        let client_tls = ClientTls::load().map_err(|error| os_error(io::Error::other(error)))?;
+        let resolver = ResolverSettings::from_config(&config.dns).map_err(|error| {
+            let message = format!("no name server is known: {error}");
+            StartError::new(code::CONFIG, message, "set [dns] servers, or mend /etc/resolv.conf")
+        })?;
+        Ok(Parts {
+            config: config.clone(),
+            log: log.clone(),
+            telemetry: Telemetry::new(),
+            reader,
+            authenticator: Authenticator::new(directory.clone(), pools.hashing.clone()),
+            pools,
+            directory,
+            doorman: Arc::new(Doorman::new(&config.login_limits, rt::now())),
+            server_tls,
+            smtp_tls: tls.smtp,
+            pop3_tls: tls.pop3.into_iter().map(|acceptor| acceptor.map(SharedAcceptor::new)).collect(),
+            client_tls,
+            resolver,
+            to_scheduler,
+            to_mailbox,
+        })
+    }
+
+    /// Returns when its listeners are bound.
+    fn start_pop3(&self, inbox: rt::Receiver<ToMailbox>) -> Result<rt::Handle, StartError> {
+        let config = self.config.clone();
+        let meter = self.telemetry.register("pop3");
+        let context = PopContext {
+            settings: (&*config).into(),
+            directory: self.directory.clone(),
+            authenticator: self.authenticator.clone(),
+            reads: self.pools.reads.clone(),
+            turns: self.pools.turns.clone(),
+            writes: self.pools.writes.clone(),
+            reader: self.reader.clone(),
+            to_scheduler: self.to_scheduler.clone(),
+            mailbox_rx: inbox,
+            tls: self.pop3_tls.clone(),
+            doorman: self.doorman.clone(),
+            counts: Arc::new(PopCounts::default()),
+        };
+        let (started, when_started) = rt::oneshot();
+        let executor = Executor { name: "pop3".into(), cpu: None };
+        let thread = rt::start(executor, move || async move {
+            rt::spawn(meter.clone().beat());
+            let listeners = match pop3::bind(&config.pop3_listeners) {
+                Ok(listeners) => listeners,
+                Err(failed) => return started.send(Err(failed)),
+            };
+            started.send(Ok(()));
+            meter.set_ready();
+            rt::spawn(report_pop3(context.counts.clone(), meter.clone()));
+            pop3::run(context, listeners).await;
+            meter.retire();
+        });
+        let thread = thread.map_err(os_error)?;
+        match when_started.wait() {
+            Some(Ok(())) => Ok(thread),
+            Some(Err((address, error))) => Err(cannot_listen("POP3", address, &error)),
+            None => Err(StartError::new(code::OS_ERROR, "the POP3 shard did not start", "see the log above")),
+        }
+    }
+
+    /// Returns when its listeners are bound.
+    fn start_shard(
+        &self,
+        index: usize,
+        spool: spool::ShardSpoolSeed,
+        descriptors_max: usize,
+    ) -> Result<(rt::Handle, RunningShard), StartError> {
         let name = format!("shard-{index}");
-        let (order, inbox) = rt::channel(TO_SHARD_MAX);
+        let (orders, inbox) = rt::channel(TO_SHARD_MAX);
         let (started, when_started) = rt::oneshot();
         let (receiving_ended, when_receiving_ended) = rt::oneshot();
         let seed = Seed {
-            config: config.clone(),
+            config: self.config.clone(),
             spool,
-            reader: opened.reader.clone(),
+            reader: self.reader.clone(),
             inbox,
-            scheduler: to_scheduler.clone(),
-            directory: directory.clone(),
-            authenticator: authenticator.clone(),
-            tls: tls.smtp.clone(),
-            client_tls: client_tls.clone(),
-            doorman: doorman.clone(),
-            resolver: resolver_settings.clone(),
+            scheduler: self.to_scheduler.clone(),
+            directory: self.directory.clone(),
+            authenticator: self.authenticator.clone(),
+            tls: self.smtp_tls.clone(),
+            client_tls: self.client_tls.clone(),
+            doorman: self.doorman.clone(),
+            resolver: self.resolver.clone(),
             descriptors_max,
-            log: log.clone(),
-            meter: telemetry.register(&name),
+            log: self.log.clone(),
+            meter: self.telemetry.register(&name),
             started,
             receiving_ended,
         };
-        let executor = Executor { name, cpu: (config.shards <= cores).then_some(index) };
-        threads.push(rt::start(executor, move || shard::run(seed)).map_err(os_error)?);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let executor = Executor { name, cpu: (self.config.shards <= cores).then_some(index) };
+        let thread = rt::start(executor, move || shard::run(seed)).map_err(os_error)?;
         match when_started.wait() {
-            Some(Ok(())) => {}
-            Some(Err((address, error))) => return Err(cannot_listen("SMTP", address, &error)),
-            None => return Err(StartError::new(code::OS_ERROR, "a shard did not start", "see the log above")),
+            Some(Ok(())) => Ok((thread, RunningShard { orders, receiving_ended: when_receiving_ended })),
+            Some(Err((address, error))) => Err(cannot_listen("SMTP", address, &error)),
+            None => Err(StartError::new(code::OS_ERROR, "a shard did not start", "see the log above")),
         }
-        orders.push(order.clone());
-        shards.push(RunningShard { orders: order, receiving_ended: when_receiving_ended });
     }
 
-    let meter = telemetry.register("scheduler");
-    let (ended, scheduler_ended) = rt::oneshot();
-    let make_world = {
-        let (config, reader, events, mailbox) =
-            (config.clone(), opened.reader.clone(), log.clone(), to_mailbox.clone());
-        let directory = directory.clone();
-        let (journal, survivors, suspended) = (opened.journal, opened.survivors, opened.suspended);
-        move || World {
+    /// The scheduler queues what an earlier run left.
+    fn start_scheduler(
+        &self,
+        opened: spool::Opened,
+        inbox: rt::Receiver<ToScheduler>,
+        shards: Vec<rt::Sender<ToShard>>,
+    ) -> Result<(rt::Handle, rt::OneshotReceiver<Ended>), StartError> {
+        let (ended, when_ended) = rt::oneshot();
+        let (config, resolver, reader) = (self.config.clone(), self.resolver.clone(), self.reader.clone());
+        let (events, mailbox, directory) = (self.log.clone(), self.to_mailbox.clone(), self.directory.clone());
+        let meter = self.telemetry.register("scheduler");
+        let spool::Opened { journal, survivors, suspended, .. } = opened;
+        let make_world = move || World {
             identity: Identity {
                 hostname: config.hostname.clone(),
                 listeners: config.smtp_listeners.iter().map(|listener| listener.address).collect(),
@@ -226,11 +329,11 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
                 family: config.dns.addresses,
             },
             config,
-            inbox: scheduler_inbox,
-            shards: orders,
+            inbox,
+            shards,
             mailbox,
             directory,
-            resolver: Resolver::new(resolver_settings),
+            resolver: Resolver::new(resolver),
             reader,
             journal,
             survivors,
@@ -238,42 +341,26 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
             events,
             meter,
             seed: random_seed(),
-        }
-    };
-    let executor = Executor { name: "scheduler".into(), cpu: None };
-    let scheduler_thread = rt::start(executor, move || async move {
-        let world = make_world();
-        rt::spawn(world.meter.clone().beat());
-        let meter = world.meter.clone();
-        ended.send(driver::run(world).await);
-        meter.retire();
-    });
-    threads.push(scheduler_thread.map_err(os_error)?);
+        };
+        let executor = Executor { name: "scheduler".into(), cpu: None };
+        let thread = rt::start(executor, move || async move {
+            let world = make_world();
+            rt::spawn(world.meter.clone().beat());
+            let meter = world.meter.clone();
+            ended.send(driver::run(world).await);
+            meter.retire();
+        });
+        Ok((thread.map_err(os_error)?, when_ended))
+    }
+}
 
-    let reloader = Arc::new(Reloader {
-        file: file.map(Path::to_path_buf),
-        current: Mutex::new(config.clone()),
-        server_tls,
-        scheduler: to_scheduler.clone(),
-        shards: shards.iter().map(|shard: &RunningShard| shard.orders.clone()).collect(),
-        pop3: pop3_acceptors,
-        doorman,
-        directory,
-        log: log.clone(),
-    });
-    let reload = {
-        let (reloader, pool) = (reloader.clone(), pools.directory.clone());
-        admin::Reload { reloader, pool }
-    };
-    let control = start_admin(config, log, telemetry, to_scheduler.clone(), reload)?;
-    if let Some(address) = config.admin {
-        log.log(Event::Listening { protocol: "admin", address });
-    }
-    for listener in &config.smtp_listeners {
-        log.log(Event::Listening { protocol: "smtp", address: listener.address });
-    }
-    for listener in &config.pop3_listeners {
-        log.log(Event::Listening { protocol: "pop3", address: listener.address });
+/// Tells the log and the service manager.
+fn announce(config: &Config, log: &EventLog) {
+    let smtp = config.smtp_listeners.iter().map(|listener| ("smtp", listener.address));
+    let pop3 = config.pop3_listeners.iter().map(|listener| ("pop3", listener.address));
+    let admin = config.admin.iter().map(|address| ("admin", *address));
+    for (protocol, address) in admin.chain(smtp).chain(pop3) {
+        log.log(Event::Listening { protocol, address });
     }
     log.log(Event::Started {
         version: env!("CARGO_PKG_VERSION"),
@@ -282,7 +369,6 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
         data_dir: config.data_dir.display().to_string(),
     });
     notify::ready("accepting mail");
-    Ok(Running { shards, scheduler: to_scheduler, scheduler_ended, mailbox: to_mailbox, threads, control, reloader })
 }
 
 impl Running {
@@ -333,33 +419,6 @@ impl Pools {
             turns: HelperPool::new("mail-turn", 32, 256)?,
             writes: HelperPool::new("mail-write", 16, 256)?,
         })
-    }
-}
-
-fn start_pop3(
-    config: Arc<Config>,
-    context: PopContext<spool::SpoolReader>,
-    meter: Arc<Meter>,
-) -> Result<rt::Handle, StartError> {
-    let (started, when_started) = rt::oneshot();
-    let executor = Executor { name: "pop3".into(), cpu: None };
-    let thread = rt::start(executor, move || async move {
-        rt::spawn(meter.clone().beat());
-        let listeners = match pop3::bind(&config.pop3_listeners) {
-            Ok(listeners) => listeners,
-            Err(failed) => return started.send(Err(failed)),
-        };
-        started.send(Ok(()));
-        meter.set_ready();
-        rt::spawn(report_pop3(context.counts.clone(), meter.clone()));
-        pop3::run(context, listeners).await;
-        meter.retire();
-    });
-    let thread = thread.map_err(os_error)?;
-    match when_started.wait() {
-        Some(Ok(())) => Ok(thread),
-        Some(Err((address, error))) => Err(cannot_listen("POP3", address, &error)),
-        None => Err(StartError::new(code::OS_ERROR, "the POP3 shard did not start", "see the log above")),
     }
 }
 
