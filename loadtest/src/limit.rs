@@ -42,9 +42,21 @@ const WAITING_MAX: usize = 16;
 /// Everything is given up on after this.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The content of a message with its final dot, and who waits for the disk.
+/// A message with its final dot: the first `len` octets of a buffer that is used again and again.
+struct Content {
+    buffer: Vec<u8>,
+    len: usize,
+}
+
+impl Content {
+    fn octets(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
+/// A message, and who waits for the disk.
 struct Draft {
-    content: Arc<Vec<u8>>,
+    content: Arc<Content>,
     written: rt::OneshotSender<io::Result<()>>,
 }
 
@@ -52,6 +64,8 @@ struct Shared {
     sink: SocketAddr,
     drafts: RefCell<Vec<Draft>>,
     arrived: rt::Notify,
+    /// Buffers of messages that are gone.
+    spare: RefCell<Vec<Vec<u8>>>,
     /// Messages that were passed on.
     relayed: Cell<u64>,
 }
@@ -68,6 +82,7 @@ pub fn run(options: Options) -> io::Result<bool> {
             sink: options.sink,
             drafts: RefCell::default(),
             arrived: rt::Notify::default(),
+            spare: RefCell::default(),
             relayed: Cell::new(0),
         });
         let listener = rt::TcpListener::bind(options.listen)
@@ -108,13 +123,13 @@ impl Disk {
     }
 
     /// Writes these one behind the other, from the start again where the rest of the file is too short, and syncs.
-    fn write(&mut self, contents: &[Arc<Vec<u8>>]) -> io::Result<()> {
-        let bytes: u64 = contents.iter().map(|content| content.len() as u64).sum();
+    fn write(&mut self, contents: &[Arc<Content>]) -> io::Result<()> {
+        let bytes: u64 = contents.iter().map(|content| content.len as u64).sum();
         if self.position + bytes > self.len {
             self.position = 0;
         }
         rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Start(self.position))?;
-        let mut slices: Vec<IoSlice<'_>> = contents.iter().map(|content| IoSlice::new(content)).collect();
+        let mut slices: Vec<IoSlice<'_>> = contents.iter().map(|content| IoSlice::new(content.octets())).collect();
         let mut left = &mut slices[..];
         while !left.is_empty() {
             let written = self.file.write_vectored(left)?;
@@ -156,7 +171,7 @@ async fn commit(shared: Rc<Shared>, disk: Disk) {
 fn next_batch(drafts: &mut Vec<Draft>) -> Vec<Draft> {
     let mut bytes = 0;
     let fits = drafts.iter().take_while(|draft| {
-        bytes += draft.content.len();
+        bytes += draft.content.len;
         bytes <= BATCH_BYTES_MAX
     });
     let count = fits.count().max(1).min(drafts.len());
@@ -191,7 +206,8 @@ async fn serve(shared: Rc<Shared>, stream: TcpStream) -> io::Result<()> {
                 wire.stream.write_all(&replies).await?;
                 replies.clear();
                 wire.stream.set_deadline(rt::now() + PATIENCE);
-                let content = Arc::new(content(&mut wire).await?);
+                let buffer = shared.spare.borrow_mut().pop().unwrap_or_default();
+                let content = Arc::new(receive(&mut wire, buffer).await?);
                 let (written, wait) = rt::oneshot();
                 shared.drafts.borrow_mut().push(Draft { content: content.clone(), written });
                 shared.arrived.notify_all();
@@ -205,24 +221,25 @@ async fn serve(shared: Rc<Shared>, stream: TcpStream) -> io::Result<()> {
 }
 
 /// Up to the final dot. A source waits for the reply, so that the end is the end of a read.
-async fn content(wire: &mut Wire) -> io::Result<Vec<u8>> {
-    let mut content = wire.take_ahead();
-    let mut end = content.len();
-    while !content[..end].ends_with(b"\r\n.\r\n") {
-        if content.len() < end + BLOCK_BYTES {
-            content.resize(2 * content.len() + BLOCK_BYTES, 0);
+async fn receive(wire: &mut Wire, mut buffer: Vec<u8>) -> io::Result<Content> {
+    let ahead = wire.take_ahead();
+    let mut len = ahead.len();
+    buffer.resize(buffer.len().max(len), 0);
+    buffer[..len].copy_from_slice(&ahead);
+    while !buffer[..len].ends_with(b"\r\n.\r\n") {
+        if buffer.len() < len + BLOCK_BYTES {
+            buffer.resize(2 * buffer.len() + BLOCK_BYTES, 0);
         }
-        match wire.stream.read(&mut content[end..]).await? {
+        match wire.stream.read(&mut buffer[len..]).await? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => end += read,
+            read => len += read,
         }
     }
-    content.truncate(end);
-    Ok(content)
+    Ok(Content { buffer, len })
 }
 
 /// Sends a session's messages to the sink, one after the other.
-async fn pass_on(shared: &Shared, mut messages: rt::Receiver<Arc<Vec<u8>>>) -> io::Result<()> {
+async fn pass_on(shared: &Shared, mut messages: rt::Receiver<Arc<Content>>) -> io::Result<()> {
     const ENVELOPE: &[u8] = b"MAIL FROM:<limit@limit.example>\r\nRCPT TO:<limit@sink.example>\r\nDATA\r\n";
     let Some(mut content) = messages.recv().await else { return Ok(()) };
     let stream = TcpStream::connect(shared.sink, None, rt::now() + PATIENCE).await?;
@@ -236,11 +253,14 @@ async fn pass_on(shared: &Shared, mut messages: rt::Receiver<Arc<Vec<u8>>>) -> i
         for code in [250, 250, 354] {
             expect(&mut wire, code).await?;
         }
-        for block in content.chunks(BLOCK_BYTES) {
+        for block in content.octets().chunks(BLOCK_BYTES) {
             wire.stream.write_all(block).await?;
         }
         expect(&mut wire, 250).await?;
         shared.relayed.set(shared.relayed.get() + 1);
+        if let Ok(Content { buffer, .. }) = Arc::try_unwrap(content) {
+            shared.spare.borrow_mut().push(buffer);
+        }
         match messages.recv().await {
             Some(next) => content = next,
             None => return wire.stream.write_all(b"QUIT\r\n").await,
@@ -259,8 +279,12 @@ async fn expect(wire: &mut Wire, code: u16) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn made(octet: u8, len: usize) -> Arc<Content> {
+        Arc::new(Content { buffer: vec![octet; len + 1], len })
+    }
+
     fn draft(bytes: usize) -> Draft {
-        Draft { content: Arc::new(vec![0; bytes]), written: rt::oneshot().0 }
+        Draft { content: made(0, bytes), written: rt::oneshot().0 }
     }
 
     #[test]
@@ -276,7 +300,7 @@ mod tests {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut disk = Disk::open(&Options { listen, sink: listen, file: folder.clone(), file_mib: 1 }).unwrap();
         for octet in [b'a', b'b', b'c'] {
-            disk.write(&[Arc::new(vec![octet; 300 << 10]), Arc::new(vec![octet; 100 << 10])]).unwrap();
+            disk.write(&[made(octet, 300 << 10), made(octet, 100 << 10)]).unwrap();
         }
         let file = std::fs::read(&folder).unwrap();
         std::fs::remove_file(&folder).unwrap();
