@@ -11,7 +11,7 @@ use ringmail::smtp::client::{self, Client, Request};
 use ringmail::smtp::data::{EndOfData, LineEndings, MessageReceiver, Received, hops, stuff};
 use ringmail::smtp::server::{Event, Peer, Session, SessionConfig};
 use ringmail::smtp::{Address, Reply, ReversePath};
-use ringmail::spool::{BodyType, Envelope, Location, Notify, Origin, QueueId, Recipient};
+use ringmail::spool::{Envelope, Location, QueueId};
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -95,20 +95,8 @@ fn smtp_server_session() -> Box<dyn FnMut()> {
 }
 
 fn fixed_envelope() -> Envelope {
-    let recipient =
-        Recipient { forward_path: fixed_address("recipient@far.example"), orcpt: None, notify: Notify::default() };
-    Envelope {
-        reverse_path: ReversePath::Mailbox(fixed_address("sender@client.example")),
-        recipients: [recipient].into_iter().collect(),
-        body_type: BodyType::SevenBit,
-        smtputf8: false,
-        requiretls: false,
-        ret: None,
-        envid: None,
-        priority: 0,
-        release_ms: None,
-        origin: Origin::Internal,
-    }
+    let reverse_path = ReversePath::Mailbox(fixed_address("sender@client.example"));
+    Envelope::internal(reverse_path, [fixed_address("recipient@far.example")])
 }
 
 fn smtp_client_message() -> Box<dyn FnMut()> {

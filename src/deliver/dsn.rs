@@ -6,7 +6,7 @@
 //! every foreign text goes through one of the `push_*` functions at the foot, which let no control through.
 
 use crate::smtp::{EnhancedCode, Reply, ReversePath, data};
-use crate::spool::{BodyType, DsnReturn, Envelope, Notify, Origin, QueueId, Recipient};
+use crate::spool::{BodyType, DsnReturn, Envelope, Notify, QueueId, Recipient};
 
 /// Octets of the original that a report returns; a larger one is returned as its header.
 pub const RETURNED_BYTES_MAX: usize = 64 * 1024;
@@ -161,22 +161,13 @@ fn has_short_lines(content: &[u8]) -> bool {
 pub fn envelope_for(request: &DsnRequest<'_>, returned: &Returned) -> Option<Envelope> {
     let ReversePath::Mailbox(sender) = &request.envelope.reverse_path else { return None };
     let report = Report::new(request, returned);
-    Some(Envelope {
-        reverse_path: ReversePath::Null,
-        recipients: vec![Recipient {
-            forward_path: sender.clone(),
-            orcpt: None,
-            notify: Notify { success: false, failure: false, delay: false, explicit: true },
-        }],
-        body_type: if report.is_eight_bit() { BodyType::EightBitMime } else { BodyType::SevenBit },
-        smtputf8: report.global,
-        requiretls: request.envelope.requiretls,
-        ret: None,
-        envid: None,
-        priority: request.envelope.priority,
-        release_ms: None,
-        origin: Origin::Internal,
-    })
+    let mut envelope = Envelope::internal(ReversePath::Null, [sender.clone()]);
+    envelope.recipients[0].notify = Notify { success: false, failure: false, delay: false, explicit: true };
+    envelope.body_type = if report.is_eight_bit() { BodyType::EightBitMime } else { BodyType::SevenBit };
+    envelope.smtputf8 = report.global;
+    envelope.requiretls = request.envelope.requiretls;
+    envelope.priority = request.envelope.priority;
+    Some(envelope)
 }
 
 /// The report: header and body, CRLF line ends, not dot-stuffed, no line over 998 octets. `seed` is random; it names
@@ -512,18 +503,7 @@ mod tests {
     }
 
     fn envelope(recipients: Vec<Recipient>) -> Envelope {
-        Envelope {
-            reverse_path: ReversePath::Mailbox(address("s@a.example")),
-            recipients,
-            body_type: BodyType::SevenBit,
-            smtputf8: false,
-            requiretls: false,
-            ret: None,
-            envid: None,
-            priority: 0,
-            release_ms: None,
-            origin: Origin::Internal,
-        }
+        Envelope { recipients, ..Envelope::internal(ReversePath::Mailbox(address("s@a.example")), []) }
     }
 
     fn reply(code: u16, text: &str) -> Reply {

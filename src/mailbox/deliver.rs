@@ -432,7 +432,7 @@ mod tests {
     use crate::bus::LaneId;
     use crate::config::Mailboxes;
     use crate::smtp::Address;
-    use crate::spool::{BodyType, Notify, Origin, QueueId, Recipient};
+    use crate::spool::QueueId;
     use std::io::Read;
     use std::path::Path;
 
@@ -466,22 +466,11 @@ mod tests {
         type Message = OneMessage;
         fn message(&self, location: Location) -> Result<OneMessage, String> {
             let address = |text: &str| Address::parse(text.as_bytes(), true).unwrap();
-            let recipient = |text| Recipient { forward_path: address(text), orcpt: None, notify: Notify::default() };
             if location.0 == 0 {
                 return Err("damaged".into());
             }
-            Ok(OneMessage(Envelope {
-                reverse_path: ReversePath::Mailbox(address("sender@example.org")),
-                recipients: ["joe@localhost", "ann+x@localhost", "nobody@localhost"].map(recipient).into(),
-                body_type: BodyType::SevenBit,
-                smtputf8: false,
-                requiretls: false,
-                ret: None,
-                envid: None,
-                priority: 0,
-                release_ms: None,
-                origin: Origin::Internal,
-            }))
+            let recipients = ["joe@localhost", "ann+x@localhost", "nobody@localhost"].map(address);
+            Ok(OneMessage(Envelope::internal(ReversePath::Mailbox(address("sender@example.org")), recipients)))
         }
     }
 

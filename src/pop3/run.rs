@@ -406,7 +406,7 @@ mod tests {
     use crate::mailbox::users::{User, UserName};
     use crate::rt::TcpStream;
     use crate::smtp::{Address, ReversePath};
-    use crate::spool::{BodyType, Envelope, Location, Notify, Origin, QueueId, Recipient};
+    use crate::spool::{Envelope, Location, QueueId};
 
     /// Every location holds a message for joe; its number of body lines is the location.
     #[derive(Clone)]
@@ -418,18 +418,7 @@ mod tests {
         type Message = Stored;
         fn message(&self, location: Location) -> Result<Stored, String> {
             let forward_path = Address::parse(b"joe@localhost", true).unwrap();
-            let envelope = Envelope {
-                reverse_path: ReversePath::Null,
-                recipients: vec![Recipient { forward_path, orcpt: None, notify: Notify::default() }],
-                body_type: BodyType::SevenBit,
-                smtputf8: false,
-                requiretls: false,
-                ret: None,
-                envid: None,
-                priority: 0,
-                release_ms: None,
-                origin: Origin::Internal,
-            };
+            let envelope = Envelope::internal(ReversePath::Null, [forward_path]);
             let lines: String = (0..location.0).map(|line| format!("..line {line}\r\n")).collect();
             Ok(Stored(envelope, format!("Subject: {}\r\n\r\n{lines}", location.0).into_bytes()))
         }

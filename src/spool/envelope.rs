@@ -145,6 +145,23 @@ pub fn routing_domain(domain: &str) -> String {
 }
 
 impl Envelope {
+    /// One of our own making, with no parameters but what each has by default.
+    pub fn internal(reverse_path: ReversePath, forward_paths: impl IntoIterator<Item = Address>) -> Envelope {
+        let recipient = |forward_path| Recipient { forward_path, orcpt: None, notify: Notify::default() };
+        Envelope {
+            reverse_path,
+            recipients: forward_paths.into_iter().map(recipient).collect(),
+            body_type: BodyType::SevenBit,
+            smtputf8: false,
+            requiretls: false,
+            ret: None,
+            envid: None,
+            priority: 0,
+            release_ms: None,
+            origin: Origin::Internal,
+        }
+    }
+
     /// The sender asked to hear of success for one of these recipients.
     pub fn wants_success(&self, recipients: &[u16]) -> bool {
         let wants = |index: &u16| self.recipients.get(usize::from(*index)).is_some_and(|one| one.notify.success);

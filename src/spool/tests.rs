@@ -13,18 +13,10 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 
 pub(super) fn envelope(recipients: &[&str]) -> Envelope {
     let address = |text: &str| Address::parse(text.as_bytes(), true).unwrap();
-    let recipient = |text: &&str| Recipient { forward_path: address(text), orcpt: None, notify: Notify::default() };
+    let sender = ReversePath::Mailbox(address("sender@example.com"));
     Envelope {
-        reverse_path: ReversePath::Mailbox(address("sender@example.com")),
-        recipients: recipients.iter().map(recipient).collect(),
-        body_type: BodyType::SevenBit,
-        smtputf8: false,
-        requiretls: false,
-        ret: None,
-        envid: None,
-        priority: 0,
-        release_ms: None,
         origin: Origin::Smtp { client: [127, 0, 0, 1].into(), helo: "client".into(), login: None },
+        ..Envelope::internal(sender, recipients.iter().map(|text| address(text)))
     }
 }
 

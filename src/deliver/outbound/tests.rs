@@ -4,7 +4,7 @@ use super::*;
 use crate::bus::{Endpoint, EndpointHost, Protocol, TlsPolicy};
 use crate::rt::{Receiver, Stream, TaskGroup, TcpListener, run_to_end};
 use crate::smtp::{Address, ReversePath, data};
-use crate::spool::{BodyType, Notify, Origin, QueueId, Recipient};
+use crate::spool::QueueId;
 use crate::tls::TlsAcceptor;
 use crate::tls::testing::{acceptor, client_tls};
 use std::net::SocketAddr;
@@ -243,19 +243,8 @@ impl Desk {
 
     fn with_envelope(limits: Delivery, body: &[u8], tls: ClientTls, change: impl FnOnce(&mut Envelope)) -> Desk {
         let address = |text: &str| Address::parse(text.as_bytes(), false).unwrap();
-        let recipient = Recipient { forward_path: address("r@b.example"), orcpt: None, notify: Notify::default() };
-        let mut envelope = Envelope {
-            reverse_path: ReversePath::Mailbox(address("s@a.example")),
-            recipients: vec![recipient],
-            body_type: BodyType::SevenBit,
-            smtputf8: false,
-            requiretls: false,
-            ret: None,
-            envid: None,
-            priority: 0,
-            release_ms: None,
-            origin: Origin::Internal,
-        };
+        let reverse_path = ReversePath::Mailbox(address("s@a.example"));
+        let mut envelope = Envelope::internal(reverse_path, [address("r@b.example")]);
         change(&mut envelope);
         let (to_scheduler, from_shard) = rt::channel(64);
         let memory = Memory(Rc::new(Stored { envelope, body: body.to_vec() }));

@@ -5,10 +5,7 @@ use crate::bus::{Deferral, DeferralScope, Job, JobDone, Outcome, Protocol, Succe
 use crate::config::{NextHopConfig, Route};
 use crate::dns::{FamilyPolicy, ResolverSettings};
 use crate::smtp::{Address, Reply, ReversePath};
-use crate::spool::{
-    self, BodyType, DraftBody, Envelope, MessageDraft, Notify, OpenError, Opened, Options, Origin, QueueId, Recipient,
-    ShardSpool,
-};
+use crate::spool::{self, DraftBody, Envelope, MessageDraft, Notify, OpenError, Opened, Options, QueueId, ShardSpool};
 use crate::telemetry::Telemetry;
 use parking_lot::Mutex;
 use std::cell::Cell;
@@ -58,19 +55,7 @@ fn config() -> Arc<Config> {
 
 fn envelope(recipients: &[&str]) -> Envelope {
     let address = |text: &str| Address::parse(text.as_bytes(), false).expect("the test's addresses are good");
-    let recipient = |text: &&str| Recipient { forward_path: address(text), orcpt: None, notify: Notify::default() };
-    Envelope {
-        reverse_path: ReversePath::Mailbox(address("sender@local.test")),
-        recipients: recipients.iter().map(recipient).collect(),
-        body_type: BodyType::SevenBit,
-        smtputf8: false,
-        requiretls: false,
-        ret: None,
-        envid: None,
-        priority: 0,
-        release_ms: None,
-        origin: Origin::Internal,
-    }
+    Envelope::internal(ReversePath::Mailbox(address("sender@local.test")), recipients.iter().map(|text| address(text)))
 }
 
 /// Helper threads of the life before may hold the lock for a moment longer.

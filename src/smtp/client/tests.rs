@@ -2,26 +2,14 @@
 
 use super::*;
 use crate::smtp::{Address, ReversePath};
-use crate::spool::{BodyType, DsnReturn, Notify, Origin, Recipient};
+use crate::spool::{BodyType, DsnReturn, Notify};
 
 fn address(text: &str) -> Address {
     Address::parse(text.as_bytes(), true).unwrap()
 }
 
 fn envelope(recipients: &[&str]) -> Envelope {
-    let recipient = |text: &&str| Recipient { forward_path: address(text), orcpt: None, notify: Notify::default() };
-    Envelope {
-        reverse_path: ReversePath::Mailbox(address("s@a.example")),
-        recipients: recipients.iter().map(recipient).collect(),
-        body_type: BodyType::SevenBit,
-        smtputf8: false,
-        requiretls: false,
-        ret: None,
-        envid: None,
-        priority: 0,
-        release_ms: None,
-        origin: Origin::Internal,
-    }
+    Envelope::internal(ReversePath::Mailbox(address("s@a.example")), recipients.iter().map(|text| address(text)))
 }
 
 /// One scripted session: transactions to run one after the other, then QUIT.
