@@ -309,3 +309,45 @@ fn mail_follows_a_route_that_is_changed_while_it_waits() {
     let left: Vec<String> = bench.scheduler.sites.iter().map(|(_, site)| site.name.to_string()).collect();
     assert!(!left.contains(&"route:a.example".to_owned()), "a route that is gone leaves no site: {left:?}");
 }
+
+/// Wake-ups and jobs of an hour in which each job ends without a connection.
+fn dead_hour(bench: &mut Bench) -> (u32, u32) {
+    let (until, mut wakes, mut jobs) = (bench.now + HOUR, 0, 0);
+    while let Some(deadline) = bench.scheduler.next_deadline().filter(|deadline| *deadline <= until) {
+        wakes += 1;
+        bench.go_to(deadline.max(bench.now));
+        while let Some((_, job)) = bench.jobs.pop_front() {
+            jobs += 1;
+            bench.done(job, LaneState::Failed, |_| deferred(DeferralScope::Site));
+        }
+    }
+    bench.now = until;
+    (wakes, jobs)
+}
+
+#[test]
+fn a_suspended_site_costs_nothing_and_a_dead_one_a_probe_now_and_then() {
+    for messages in [10, 2_000] {
+        let mut bench = Bench::plain();
+        bench.scheduler.suspend(bench.now, "mx:mx.a.example", true);
+        for _ in 0..messages {
+            bench.accept(&["a.example"]);
+        }
+        // The wheel looks at what the far timers are about, as they come nearer.
+        let (wakes, jobs) = dead_hour(&mut bench);
+        assert!(wakes <= 4 && jobs == 0, "{messages} for a suspended site: {wakes} wake-ups, {jobs} jobs");
+
+        let mut bench = Bench::plain();
+        for _ in 0..messages {
+            bench.accept(&["a.example"]);
+        }
+        while let Some((_, job)) = bench.jobs.pop_front() {
+            bench.done(job, LaneState::Failed, |_| deferred(DeferralScope::Site));
+        }
+        let (wakes, jobs) = dead_hour(&mut bench);
+        // Pauses of 1, 2, 4, 8, 16 and 30 minutes; a few wake-ups for each, and for each message that probed.
+        assert!((4..=8).contains(&jobs), "{messages} for a dead site: {jobs} jobs");
+        assert!(wakes <= 12 * jobs, "{messages} for a dead site: {wakes} wake-ups, {jobs} jobs");
+        assert_eq!(bench.scheduler.message_count(), messages);
+    }
+}
