@@ -12,7 +12,7 @@
 //! Other programs may move a message from `new` to `cur`, or change its flags (`:2,` and letters), at any time: a file
 //! that is not where it was is looked for by the part of its name before the colon, which never changes.
 
-use super::whole_sync::WholeSyncs;
+use super::whole_sync::{WholeSyncs, reaches_the_disk};
 use hashbrown::{HashMap, HashSet};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -429,7 +429,8 @@ pub fn deliver_batch(messages: &[NewMessage<'_>], syncs: &WholeSyncs) -> Vec<io:
     let open = |index: usize| opened[of_message[index]].as_ref().map_err(copy_error);
     let pending: Vec<io::Result<Written>> =
         messages.iter().enumerate().map(|(index, message)| write_to_tmp(message, open(index)?)).collect();
-    let synced = if messages.len() < WHOLE_FILES_MIN { None } else { syncs.try_sync(&file_systems(&opened, |_| true)) };
+    let whole = messages.len() >= WHOLE_FILES_MIN && opened.iter().flatten().all(|open| open.syncs_whole);
+    let synced = if whole { syncs.try_sync(&file_systems(&opened, |_| true)) } else { None };
     let mut results: Vec<io::Result<()>> = Vec::with_capacity(messages.len());
     let mut touched = vec![false; opened.len()];
     for (index, (message, pending)) in messages.iter().zip(pending).enumerate() {
@@ -458,6 +459,8 @@ struct OpenMaildir {
     cur: OwnedFd,
     /// The file system that they are on.
     device: u64,
+    /// It may be synced as a whole.
+    syncs_whole: bool,
 }
 
 impl OpenMaildir {
@@ -478,7 +481,8 @@ impl OpenMaildir {
         };
         let new = open("new", OFlags::RDONLY)?;
         let device = rustix::fs::fstat(&new)?.st_dev;
-        Ok(OpenMaildir { tmp: open("tmp", OFlags::PATH)?, new, cur: open("cur", OFlags::PATH)?, device })
+        let syncs_whole = reaches_the_disk(&rustix::fs::fstatfs(&new)?);
+        Ok(OpenMaildir { tmp: open("tmp", OFlags::PATH)?, new, cur: open("cur", OFlags::PATH)?, device, syncs_whole })
     }
 
     fn exists(&self, folder: Folder, name: &str) -> bool {
