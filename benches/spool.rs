@@ -12,9 +12,14 @@
 //! `cargo bench --bench spool [-- SECONDS_PER_CASE] [--bodies OCTETS,..] [--writers NUMBER,..]`; `SPOOL_BENCH_DIR` chooses
 //! the disk (default `target`).
 //!
+//! `cargo bench --bench spool -- compaction` instead measures what emptying old segments costs (see [`compaction`]).
+//!
 //! `cargo bench --bench spool -- start MESSAGES` instead fills a spool and measures, in fresh processes, how long opening
 //! takes and how much memory is resident then: first by scanning every record, then from the checkpoint that the first
 //! opening wrote.
+
+#[path = "spool/compaction.rs"]
+mod compaction;
 
 use ringmail::rt;
 use ringmail::smtp::{Address, ReversePath};
@@ -41,6 +46,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["start", messages] => start(messages.parse().expect("a number of messages")),
+        ["compaction"] => compaction::run(),
         ["open", path] => open_and_tell(Path::new(path)),
         ["fill", path, messages] => fill(Path::new(path), messages.parse().expect("a number of messages")),
         rest => rates(&Cases::parse(rest)),

@@ -1,7 +1,7 @@
 //! A shard: one executor with its listeners, its spool and its outbound lanes, and what the scheduler asks of it.
 
 use crate::bus::{Moved, ToScheduler, ToShard};
-use crate::config::Config;
+use crate::config::{Config, SmtpListener};
 use crate::deliver::Outbound;
 use crate::dns::{Resolver, ResolverSettings};
 use crate::mailbox::{Authenticator, DirectoryHandle};
@@ -64,13 +64,13 @@ pub async fn run(seed: Seed) {
     let Seed { config, spool, reader, mut inbox, scheduler, directory, authenticator, .. } = seed;
     let Seed { tls, client_tls, doorman, resolver, descriptors_max, log, meter, started, receiving_ended, .. } = seed;
     rt::spawn(meter.clone().beat());
-    let mut bound = Vec::new();
-    for (settings, tls) in config.smtp_listeners.iter().zip(tls) {
-        match rt::TcpListener::bind(settings.address) {
-            Ok(listener) => bound.push((settings, tls, listener)),
-            Err(error) => return started.send(Err((settings.address, error))),
-        }
-    }
+    let bind =
+        |settings: &SmtpListener| rt::TcpListener::bind(settings.address).map_err(|error| (settings.address, error));
+    let bound: Result<Vec<_>, _> = config.smtp_listeners.iter().map(bind).collect();
+    let bound = match bound {
+        Ok(bound) => bound,
+        Err(error) => return started.send(Err(error)),
+    };
     let spool = Rc::new(spool.start());
     let own_reader = reader.clone();
     let outbound =
@@ -87,7 +87,7 @@ pub async fn run(seed: Seed) {
         log: log.clone(),
         meter: meter.clone(),
     });
-    for (settings, tls, listener) in bound {
+    for ((settings, tls), listener) in config.smtp_listeners.iter().zip(tls).zip(bound) {
         receiver.listen(settings, tls, listener);
     }
     started.send(Ok(()));

@@ -25,7 +25,7 @@ use super::stats::SpoolStats;
 use super::writer::{CommitFile, Done, OpenBatch, Work};
 use super::{Durability, SpoolError};
 use crate::rt::{Notify, OneshotReceiver};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -153,8 +153,6 @@ struct Unsynced<F> {
     segment: Rc<Open<F>>,
     since_us: u64,
     bytes: u64,
-    /// Behind the last batch of it.
-    end: u64,
 }
 
 struct Active<F> {
@@ -169,6 +167,8 @@ struct Open<F> {
     header: SegmentHeader,
     salt: Salt,
     file: F,
+    /// Behind the last batch that was acknowledged.
+    acknowledged_end: Cell<u64>,
 }
 
 /// One piece of work for the writer.
@@ -180,8 +180,8 @@ struct Pending<F> {
 
 enum Job {
     Batch(Batch),
-    /// Of what was acknowledged without one; all of it lies before this offset.
-    Sync(u64),
+    /// Of what was acknowledged without one.
+    Sync,
 }
 
 enum Progress {
@@ -201,7 +201,7 @@ impl<F: CommitFile> Pending<F> {
         }
         let work = match &self.job {
             Job::Batch(batch) => Work::Batch(batch.records.clone(), batch.offset),
-            Job::Sync(_) => Work::Sync,
+            Job::Sync => Work::Sync,
         };
         self.progress = Progress::Begun(self.segment.file.begin(work));
     }
@@ -478,7 +478,7 @@ impl<S: Supply> GroupCommit<S> {
         let Some(active) = state.active.take() else { return };
         if active.ends_relaxed {
             // Before anything is written to another segment.
-            state.pending.push_back(Pending::new(&active.segment, Job::Sync(active.next_offset)));
+            state.pending.push_back(Pending::new(&active.segment, Job::Sync));
             self.work.notify_all();
         }
         self.note_if_last(state, &active.segment);
@@ -495,7 +495,8 @@ impl<S: Supply> GroupCommit<S> {
             match self.supply.take() {
                 Some(Ok(segment)) => {
                     let salt = segment.header.salt();
-                    let open = Rc::new(Open { header: segment.header, salt, file: segment.file });
+                    let acknowledged_end = Cell::new(DATA_START);
+                    let open = Rc::new(Open { header: segment.header, salt, file: segment.file, acknowledged_end });
                     let active = Active { segment: open, next_offset: DATA_START, ends_relaxed: false };
                     self.state.borrow_mut().active = Some(active);
                     return Ok(());
@@ -537,7 +538,7 @@ impl<S: Supply> GroupCommit<S> {
         if wait_us == Some(0)
             && let Some(unsynced) = &state.unsynced
         {
-            state.pending.push_back(Pending::new(&unsynced.segment, Job::Sync(unsynced.end)));
+            state.pending.push_back(Pending::new(&unsynced.segment, Job::Sync));
         }
         state.pending.iter_mut().for_each(Pending::begin);
         match state.pending.pop_front() {
@@ -561,7 +562,7 @@ impl<S: Supply> GroupCommit<S> {
         let unsynced = state.unsynced.as_ref()?;
         let is_coming = state.pending.iter().any(|pending| match &pending.job {
             Job::Batch(batch) => batch.durability == Durability::Group,
-            Job::Sync(_) => true,
+            Job::Sync => true,
         });
         if is_coming {
             return None;
@@ -587,11 +588,11 @@ impl<S: Supply> GroupCommit<S> {
             (Job::Batch(batch), Ok(done)) => self.batch_written(&pending.segment, &batch, done),
             (Job::Batch(batch), Err(error)) => {
                 self.state.borrow_mut().waiting_bytes -= batch.len;
-                self.fail(pending.segment, batch.offset, vec![batch.outcome], error).await;
+                self.fail(pending.segment, vec![batch.outcome], error).await;
             }
-            (Job::Sync(_), Ok(done)) => self.late_synced(&pending.segment, done.took_us),
+            (Job::Sync, Ok(done)) => self.late_synced(&pending.segment, done.took_us),
             // What was acknowledged stays: it was promised no more than the page cache.
-            (Job::Sync(end), Err(error)) => self.fail(pending.segment, end, Vec::new(), error).await,
+            (Job::Sync, Err(error)) => self.fail(pending.segment, Vec::new(), error).await,
         }
     }
 
@@ -604,6 +605,7 @@ impl<S: Supply> GroupCommit<S> {
         } else {
             self.stats.note_relaxed(batch.messages);
         }
+        segment.acknowledged_end.set(batch.end());
         self.supply.committed(segment.header.number, u64::from(batch.messages), is_synced);
         {
             let mut state = self.state.borrow_mut();
@@ -613,7 +615,7 @@ impl<S: Supply> GroupCommit<S> {
             // A sync covers the whole file.
             match is_synced {
                 true => state.unsynced = None,
-                false => state.note_unsynced(segment, padded, batch.end(), self.supply.now_us()),
+                false => state.note_unsynced(segment, padded, self.supply.now_us()),
             }
             self.note_if_last(&state, segment);
         }
@@ -643,8 +645,8 @@ impl<S: Supply> GroupCommit<S> {
         }
     }
 
-    /// Seals the segment at `end`, behind everything that was acknowledged, and refuses all that is pending for it.
-    async fn fail(&self, segment: Rc<Open<S::File>>, end: u64, mut refused: Vec<Rc<Outcome>>, error: io::Error) {
+    /// Seals the segment behind everything that was acknowledged, and refuses all that is pending for it.
+    async fn fail(&self, segment: Rc<Open<S::File>>, mut refused: Vec<Rc<Outcome>>, error: io::Error) {
         self.stats.note_failure();
         self.supply.failed(segment.header.number);
         {
@@ -668,7 +670,7 @@ impl<S: Supply> GroupCommit<S> {
                 state.unsynced = None;
             }
         }
-        let seal = encode_seal(segment.header.number, segment.salt, end);
+        let seal = encode_seal(segment.header.number, segment.salt, segment.acknowledged_end.get());
         let sealed = segment.file.begin(Work::Seal(seal)).await.unwrap_or_else(|| Err(writer_gone()));
         self.supply.retired(segment.header.number);
         {
@@ -688,7 +690,7 @@ impl<F> Active<F> {
         let last = pending.back_mut().filter(|last| Rc::ptr_eq(&last.segment, &self.segment))?;
         match &mut last.job {
             Job::Batch(batch) => Some(batch),
-            Job::Sync(_) => None,
+            Job::Sync => None,
         }
     }
 
@@ -699,11 +701,10 @@ impl<F> Active<F> {
 }
 
 impl<F> State<F> {
-    fn note_unsynced(&mut self, segment: &Rc<Open<F>>, bytes: u64, end: u64, now_us: u64) {
-        let fresh = || Unsynced { segment: segment.clone(), since_us: now_us, bytes: 0, end: 0 };
+    fn note_unsynced(&mut self, segment: &Rc<Open<F>>, bytes: u64, now_us: u64) {
+        let fresh = || Unsynced { segment: segment.clone(), since_us: now_us, bytes: 0 };
         let unsynced = self.unsynced.get_or_insert_with(fresh);
         assert!(Rc::ptr_eq(&unsynced.segment, segment), "the other segment was synced before this was written");
         unsynced.bytes += bytes;
-        unsynced.end = end;
     }
 }

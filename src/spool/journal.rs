@@ -1071,6 +1071,14 @@ mod tests {
         assert!(!dones(&mut tracker));
     }
 
+    #[test]
+    fn the_corpus_holds_entries_that_are_sound() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/spool_journal");
+        let sound = |name: &str| Replay::default().apply_frame(&std::fs::read(folder.join(name)).unwrap()).is_ok();
+        let names = ["checkpoint", "outcomes", "moves", "old_live", "bad_domain"];
+        assert_eq!(names.map(sound), [true, true, true, true, false]);
+    }
+
     proptest::proptest! {
         #[test]
         fn any_octets_are_replayed_without_harm(bytes in proptest::collection::vec(0u8..12, 0..300)) {

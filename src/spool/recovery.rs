@@ -381,41 +381,8 @@ fn read_segment<D: Disk>(
     let name = file_name(SEGMENTS, number, "seg");
     let unknown = |UnknownVersion(version)| OpenError::UnknownVersion { name: name.clone(), version };
     let file = disk.open(&name)?;
-    let (header, end) = match judge(&file, number)?.map_err(unknown)? {
-        SegmentVerdict::Good(header) => (header, header.len),
-        SegmentVerdict::HeaderRepaired(header) => {
-            report.problems.push(Problem::HeaderRepaired(number));
-            (header, header.len)
-        }
-        SegmentVerdict::Sealed(header, end) => {
-            keep.doubtful.insert(number, (header, end));
-            report.problems.push(Problem::Sealed { segment: number, end, messages: 0 });
-            (header, end)
-        }
-        SegmentVerdict::NeverMade => {
-            keep.never_made = Some(());
-            return Ok(None);
-        }
-        SegmentVerdict::NameDisagrees(header) => {
-            keep.pinned.insert(number);
-            report.problems.push(Problem::NameDisagrees { name: number, header: header.number });
-            return Ok(None);
-        }
-        SegmentVerdict::LengthDisagrees(header, end) => {
-            keep.pinned.insert(number);
-            let is = file.len()?;
-            if is < header.len {
-                keep.doubtful.insert(number, (header, end));
-            }
-            report.problems.push(Problem::LengthDisagrees { segment: number, is, should: header.len, messages: 0 });
-            (header, end)
-        }
-        SegmentVerdict::Unreadable => {
-            keep.pinned.insert(number);
-            report.problems.push(Problem::Unreadable(number));
-            return Ok(None);
-        }
-    };
+    let verdict = judge(&file, number)?.map_err(unknown)?;
+    let Some((header, end)) = take_verdict(verdict, number, file.len()?, keep, report) else { return Ok(None) };
     replay.usable.insert(number);
     let from = replay.scanned.get(&number).copied().unwrap_or(DATA_START).min(end);
     let scanned = segment::scan(&file, &header, from, end, &mut |location, found| match found {
@@ -447,6 +414,51 @@ fn read_segment<D: Disk>(
         is_doubtful,
         is_damaged,
     }))
+}
+
+/// The header of a segment that is to be scanned, and up to which offset; notes what is wrong with it.
+fn take_verdict(
+    verdict: SegmentVerdict,
+    number: u64,
+    file_len: u64,
+    keep: &mut Keep,
+    report: &mut RecoveryReport,
+) -> Option<(SegmentHeader, u64)> {
+    match verdict {
+        SegmentVerdict::Good(header) => Some((header, header.len)),
+        SegmentVerdict::HeaderRepaired(header) => {
+            report.problems.push(Problem::HeaderRepaired(number));
+            Some((header, header.len))
+        }
+        SegmentVerdict::Sealed(header, end) => {
+            keep.doubtful.insert(number, (header, end));
+            report.problems.push(Problem::Sealed { segment: number, end, messages: 0 });
+            Some((header, end))
+        }
+        SegmentVerdict::NeverMade => {
+            keep.never_made = Some(());
+            None
+        }
+        SegmentVerdict::NameDisagrees(header) => {
+            keep.pinned.insert(number);
+            report.problems.push(Problem::NameDisagrees { name: number, header: header.number });
+            None
+        }
+        SegmentVerdict::LengthDisagrees(header, end) => {
+            keep.pinned.insert(number);
+            if file_len < header.len {
+                keep.doubtful.insert(number, (header, end));
+            }
+            let should = header.len;
+            report.problems.push(Problem::LengthDisagrees { segment: number, is: file_len, should, messages: 0 });
+            Some((header, end))
+        }
+        SegmentVerdict::Unreadable => {
+            keep.pinned.insert(number);
+            report.problems.push(Problem::Unreadable(number));
+            None
+        }
+    }
 }
 
 pub(super) fn judge<F: DiskFile>(file: &F, number: u64) -> io::Result<Result<SegmentVerdict, UnknownVersion>> {

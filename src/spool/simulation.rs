@@ -1328,6 +1328,13 @@ fn part(part: u64) {
     }
 }
 
+/// A late sync was asked for while a relaxed batch was open before it. The batch was acknowledged, the sync failed, and the
+/// seal was set where the sync had been asked for: before the batch, which a kill then lost.
+#[test]
+fn a_seal_lies_behind_what_was_acknowledged_while_its_sync_waited() {
+    [19_597, 48_348].into_iter().for_each(|seed| history(seed, &mut Counts::default()));
+}
+
 /// A compaction's copy whose sync fails; the process is killed before it can seal the segment. The next one finds the copy in
 /// the page cache, prefers it to the record that is durable, and frees the segment of that one. Then the power goes.
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 8] = [
+const TARGETS: [(&str, Body); 10] = [
     ("smtp_command", ringmail::smtp::command::fuzz_command),
     ("smtp_path", ringmail::smtp::address::fuzz_path),
     ("smtp_end_of_data", ringmail::smtp::data::fuzz_end_of_data),
@@ -15,6 +15,8 @@ const TARGETS: [(&str, Body); 8] = [
     ("sasl_exchange", ringmail::sasl::server::fuzz_exchange),
     ("proxy_header", ringmail::receive::proxy::fuzz_proxy),
     ("pop3_session", ringmail::pop3::session::fuzz_session),
+    ("spool_record", ringmail::spool::fuzz_decode),
+    ("spool_journal", ringmail::spool::fuzz_replay),
 ];
 
 /// Mutations of each file.
