@@ -296,8 +296,7 @@ impl Parts {
             started,
             receiving_ended,
         };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let executor = Executor { name, cpu: (self.config.shards <= cores).then_some(index) };
+        let executor = Executor { name, cpu: core_of(index, self.config.shards) };
         let thread = rt::start(executor, move || shard::run(seed)).map_err(os_error)?;
         match when_started.wait() {
             Some(Ok(())) => Ok((thread, RunningShard { orders, receiving_ended: when_receiving_ended })),
@@ -352,6 +351,16 @@ impl Parts {
         });
         Ok((thread.map_err(os_error)?, when_ended))
     }
+}
+
+/// Fewer cores than this are never a shard's own: the scheduler, the log and whatever else the machine does need one now
+/// and then, and a pinned shard cannot step aside.
+const CORES_TO_PIN_MIN: usize = 4;
+
+/// The core that a shard is pinned to, if any.
+fn core_of(index: usize, shards: usize) -> Option<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores >= CORES_TO_PIN_MIN && shards <= cores).then_some(index)
 }
 
 /// Tells the log and the service manager.
