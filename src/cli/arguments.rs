@@ -272,7 +272,7 @@ pub(super) enum UserCommand {
     #[command(
         after_help = "Examples:\n  ringmail user add joe\n  echo 'the password' | ringmail user add joe --password-stdin\n  \
         ringmail user add joe --hash '$6$salt$...' --quota 2GiB\n\n\
-        A running server takes the new user over within a second."
+        A running server takes the new user over at once."
     )]
     Add(AddArguments),
     /// Give a user another password; every login from now on needs it

@@ -15,7 +15,7 @@ use crate::config::Mailboxes;
 use crate::rt::{self, HelperPool};
 use crate::smtp::{Address, ForwardPath};
 use hashbrown::HashSet;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::borrow::Cow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -28,8 +28,9 @@ pub const ALIAS_LEVELS_MAX: usize = 10;
 pub const ALIAS_EXPANSION_MAX: usize = 10_000;
 /// An alias for more addresses is taken to have room in one of them.
 const ALIAS_ROOM_LOOKS_MAX: usize = 10;
-/// The files are looked at again after this time.
-const CHECK_INTERVAL_MS: u64 = 1_000;
+/// The files are looked at again after this time, less than a command takes that changes them: its user expects to see the
+/// change. A look is two `stat`s.
+const CHECK_INTERVAL_MS: u64 = 2;
 
 /// What an address means here.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -295,7 +296,7 @@ struct Shared {
     /// `rt::unix_ms` of the last look at the files; whoever moves it forward looks.
     checked_ms: AtomicU64,
     /// What the files were when `current` was made, or when they were last refused.
-    stamp: RwLock<Stamp>,
+    stamp: Mutex<Stamp>,
     quotas: QuotaBook,
     /// From it comes the salt that SCRAM shows for names that nobody has.
     secret: [u8; 32],
@@ -324,7 +325,7 @@ impl DirectoryHandle {
             pool,
             current: RwLock::new(Arc::new(directory)),
             checked_ms: AtomicU64::new(rt::unix_ms()),
-            stamp: RwLock::new(stamp),
+            stamp: Mutex::new(stamp),
             quotas: QuotaBook::default(),
             secret: read_or_make_secret(&mailboxes.users_file),
         })))
@@ -387,26 +388,25 @@ impl DirectoryHandle {
         self.0.current.read().clone()
     }
 
-    /// The snapshot as it is; never waits. Where the last look at the files is over a second old, a helper begins one, so that
-    /// who was removed is not known for long.
-    pub fn snapshot_soon_fresh(&self) -> Arc<Directory> {
-        if self.look_is_due() {
-            let handle = self.clone();
-            if let Err(error) = self.0.pool.submit(move || handle.refresh()) {
-                tracing::warn!("users and aliases were not looked at: {error}");
-            }
-        }
-        self.snapshot()
+    /// The snapshot where the last look at the files was a moment ago; `None` tells the caller to [`DirectoryHandle::look`].
+    pub fn fresh_snapshot(&self) -> Option<Arc<Directory>> {
+        (!self.look_is_due()).then(|| self.snapshot())
     }
 
-    /// The snapshot, after a look at the files (on a helper) if the last one is over a second old. Where the files are
-    /// damaged the old snapshot stays, and the log says why, once per change.
+    /// The snapshot, after a look at the files if the last one was not a moment ago.
     pub async fn current(&self) -> Arc<Directory> {
-        if self.look_is_due() {
-            let handle = self.clone();
-            if let Err(error) = self.0.pool.run(move || handle.refresh()).await {
-                tracing::warn!("users and aliases were not looked at: {error}");
-            }
+        match self.fresh_snapshot() {
+            Some(fresh) => fresh,
+            None => self.look().await,
+        }
+    }
+
+    /// The snapshot after a look at the files, on a helper. Where they are damaged the old snapshot stays, and the log says
+    /// why, once per change.
+    pub async fn look(&self) -> Arc<Directory> {
+        let handle = self.clone();
+        if let Err(error) = self.0.pool.run(move || handle.refresh()).await {
+            tracing::warn!("users and aliases were not looked at: {error}");
         }
         self.snapshot()
     }
@@ -422,15 +422,17 @@ impl DirectoryHandle {
 
     /// Looks at the files now and takes them if they changed. Blocks: for helper threads.
     pub fn refresh(&self) {
+        // Held to the end: nobody goes on with what is being replaced, and no older content replaces newer.
+        let mut known = self.0.stamp.lock();
         let stamp = stamp_of(&self.0.mailboxes);
-        if *self.0.stamp.read() == stamp {
+        if *known == stamp {
             return;
         }
         match Directory::load(&self.0.mailboxes) {
             Ok(directory) => *self.0.current.write() = Arc::new(directory),
             Err(error) => tracing::error!("{error}; going on with the users and aliases read before"),
         }
-        *self.0.stamp.write() = stamp;
+        *known = stamp;
     }
 }
 

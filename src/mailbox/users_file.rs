@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Changes one user in the file: under a lock (`FILE.lock`), written aside, synced, renamed, folder synced. Comments and
 /// order stay; a new user comes last. `change` gets the user as it is, if there is one, and gives what is to be there.
-/// When this returns `Ok` the change survives a power failure; a running server sees it within about a second.
+/// When this returns `Ok` the change survives a power failure; a running server sees it at once.
 ///
 /// # Errors
 /// Those of `change`, a file that is damaged (it stays as it is), and those of the operating system.

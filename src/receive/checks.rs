@@ -222,10 +222,10 @@ impl Driver<'_> {
         let path = &self.session.rcpt().expect("Event::Rcpt comes with its RCPT").forward_path;
         let directory = &self.context().directory;
         let config = &self.listener.config;
-        let mut lookup = directory.snapshot_soon_fresh().lookup_path(path);
+        let mut lookup = directory.fresh_snapshot().map_or(Lookup::Unknown, |fresh| fresh.lookup_path(path));
         if lookup == Lookup::Unknown {
             // Perhaps a user that was added a moment ago.
-            lookup = Box::pin(directory.current()).await.lookup_path(path);
+            lookup = Box::pin(directory.look()).await.lookup_path(path);
         }
         let binary = self.session.envelope().is_some_and(|envelope| envelope.body_type == BodyType::BinaryMime);
         if binary && !matches!(lookup, Lookup::NotLocal | Lookup::Unknown) {
