@@ -387,16 +387,15 @@ impl DirectoryHandle {
         self.0.current.read().clone()
     }
 
-    /// The snapshot as it is; never waits. Where the last look at the files is over a second old, a helper begins one, so that
-    /// who was removed is not known for long.
-    pub fn snapshot_soon_fresh(&self) -> Arc<Directory> {
+    /// Has a helper look at the files where the last look is over a second old, so that who was removed is not known for long;
+    /// never waits. Not before [`DirectoryHandle::current`], which would then find that somebody looks already.
+    pub fn look_soon(&self) {
         if self.look_is_due() {
             let handle = self.clone();
             if let Err(error) = self.0.pool.submit(move || handle.refresh()) {
                 tracing::warn!("users and aliases were not looked at: {error}");
             }
         }
-        self.snapshot()
     }
 
     /// The snapshot, after a look at the files (on a helper) if the last one is over a second old. Where the files are

@@ -222,10 +222,12 @@ impl Driver<'_> {
         let path = &self.session.rcpt().expect("Event::Rcpt comes with its RCPT").forward_path;
         let directory = &self.context().directory;
         let config = &self.listener.config;
-        let mut lookup = directory.snapshot_soon_fresh().lookup_path(path);
+        let mut lookup = directory.snapshot().lookup_path(path);
         if lookup == Lookup::Unknown {
             // Perhaps a user that was added a moment ago.
             lookup = Box::pin(directory.current()).await.lookup_path(path);
+        } else {
+            directory.look_soon();
         }
         let binary = self.session.envelope().is_some_and(|envelope| envelope.body_type == BodyType::BinaryMime);
         if binary && !matches!(lookup, Lookup::NotLocal | Lookup::Unknown) {
