@@ -2,8 +2,9 @@
 //!
 //! For each size of body and number of writers (tasks of one executor that each wait for their commit before the next):
 //! - `group`: messages through `ShardSpool::commit` with envelope, trace and journal entry;
+//! - `loop`: the same tasks, batches and threads with nothing but the octets: no record, checksum, envelope or journal;
 //! - `bare`: one buffer as long as the average batch of `group`, written and synced in a loop by a plain thread that does
-//!   nothing else: the best that batches of this length can do;
+//!   nothing else and answers nobody: the disk's own bound for batches of this length;
 //! - `each`: one pwrite and one fdatasync per message on a plain thread, which is what one writer at a time can do.
 //!
 //! Both write over a file that was written before, as a recycled segment is. Bodies over 1 MiB get files of their own, so
@@ -18,6 +19,8 @@
 //! takes and how much memory is resident then: first by scanning every record, then from the checkpoint that the first
 //! opening wrote.
 
+#[path = "spool/bare_loop.rs"]
+mod bare_loop;
 #[path = "spool/compaction.rs"]
 mod compaction;
 
@@ -154,29 +157,34 @@ fn rates(cases: &Cases) {
     let time = Duration::from_secs_f64(cases.seconds / ROUNDS as f64);
     let folder = bench_folder();
     let file = warm_file(&folder.path().join("plain"));
-    println!("   body  writers    group/s   batch     bare/s  group/bare     each/s  group/each  sync ms  CPU us");
+    println!(
+        "   body  writers    group/s   batch     loop/s  group/loop     bare/s  group/bare     each/s  group/each  sync ms  CPU us"
+    );
     for body in &cases.bodies {
         // More than 64 MiB waiting is refused with 452, by design.
         for writers in cases.writers.iter().filter(|writers| **writers * body <= 32 << 20) {
-            let rounds: Vec<[f64; 6]> = (0..ROUNDS)
+            let rounds: Vec<[f64; 7]> = (0..ROUNDS)
                 .map(|_| {
                     let each = plain(&file, body + 256, time);
                     let group = group(folder.path(), *body, *writers, time);
+                    let looped = bare_loop::run(&file, *body, *writers, time);
                     let bare = plain(&file, group.batch_bytes, time) * group.batch;
-                    [group.rate, group.batch, bare, each, group.sync_ms, group.cpu_us]
+                    [group.rate, group.batch, looped, bare, each, group.sync_ms, group.cpu_us]
                 })
                 .collect();
-            let [group, batch, bare, each, sync_ms, cpu_us] = std::array::from_fn(|column| {
+            let [group, batch, looped, bare, each, sync_ms, cpu_us] = std::array::from_fn(|column| {
                 let mut values: Vec<f64> = rounds.iter().map(|round| round[column]).collect();
                 values.sort_by(f64::total_cmp);
                 values[ROUNDS / 2]
             });
-            let (bare, of_bare) = match *body <= LARGE_BODY_BYTES {
-                true => (format!("{bare:.0}"), format!("{:.0}%", 100.0 * group / bare)),
-                false => ("-".to_owned(), "-".to_owned()),
+            let beside = |rate: f64| match *body <= LARGE_BODY_BYTES {
+                true => format!("{rate:>9.0}  {:>9.0}%", 100.0 * group / rate),
+                false => format!("{:>9}  {:>10}", "-", "-"),
             };
             println!(
-                "{body:>7}  {writers:>7}  {group:>9.0}  {batch:>6.1}  {bare:>9}  {of_bare:>10}  {each:>9.0}  {:>9.1}x  {sync_ms:>7.2}  {cpu_us:>6.1}",
+                "{body:>7}  {writers:>7}  {group:>9.0}  {batch:>6.1}  {}  {}  {each:>9.0}  {:>9.1}x  {sync_ms:>7.2}  {cpu_us:>6.1}",
+                beside(looped),
+                beside(bare),
                 group / each,
             );
         }
