@@ -26,7 +26,7 @@ mod compaction;
 
 use ringmail::rt;
 use ringmail::smtp::{Address, ReversePath};
-use ringmail::spool::{self, BodyType, DraftBody, Envelope, Journal, MessageDraft, Notify, Options, Origin, Recipient};
+use ringmail::spool::{self, DraftBody, Envelope, Journal, MessageDraft, Options, Origin};
 use ringmail::spool::{Durability, LARGE_BODY_BYTES, QueueId, ShardSpool};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -281,21 +281,10 @@ async fn load(spool: &ShardSpool, journal: &Rc<RefCell<Journal>>, body: usize, w
 
 fn envelope() -> Envelope {
     let address = |text: &str| Address::parse(text.as_bytes(), false).expect("an address");
+    let sender = ReversePath::Mailbox(address("sender@example.com"));
     Envelope {
-        reverse_path: ReversePath::Mailbox(address("sender@example.com")),
-        recipients: vec![Recipient {
-            forward_path: address("recipient@example.org"),
-            orcpt: None,
-            notify: Notify::default(),
-        }],
-        body_type: BodyType::SevenBit,
-        smtputf8: false,
-        requiretls: false,
-        ret: None,
-        envid: None,
-        priority: 0,
-        release_ms: None,
         origin: Origin::Smtp { client: [127, 0, 0, 1].into(), helo: "bench".into(), login: None },
+        ..Envelope::internal(sender, [address("recipient@example.org")])
     }
 }
 

@@ -405,18 +405,7 @@ mod tests {
     }
 
     fn least() -> Envelope {
-        Envelope {
-            reverse_path: ReversePath::Null,
-            recipients: vec![Recipient { forward_path: address("a@b"), orcpt: None, notify: Notify::default() }],
-            body_type: BodyType::SevenBit,
-            smtputf8: false,
-            requiretls: false,
-            ret: None,
-            envid: None,
-            priority: 0,
-            release_ms: None,
-            origin: Origin::Internal,
-        }
+        Envelope::internal(ReversePath::Null, [address("a@b")])
     }
 
     fn encode(envelope: &Envelope) -> Vec<u8> {
