@@ -42,6 +42,7 @@ pub(super) struct FolderSyncs {
 impl FolderSyncs {
     /// Returns when a sync that began after this call has ended. `made_at`: syncs begun when the name was made; if one
     /// failed since, a later one proves nothing of it.
+    /// Must run to its end (no task of ours is cancelled): dropped during its sync it would leave the others waiting.
     async fn sync(&self, keeper: &Arc<Keeper<OsDisk>>, pool: &HelperPool, made_at: u64) -> Result<(), SpoolError> {
         let wanted = self.begun.get() + 1;
         loop {
