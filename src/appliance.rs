@@ -10,7 +10,7 @@ use crate::dns::route::{Identity, RouteOptions};
 use crate::dns::{Resolver, ResolverSettings};
 use crate::mailbox::{Authenticator, DirectoryHandle};
 use crate::pop3::{self, PopContext, PopCounts};
-use crate::receive::Doorman;
+use crate::receive::{Doorman, greylist_file};
 use crate::reload::{Acceptors, Reloader};
 use crate::rt::{self, Executor, HelperPool};
 use crate::schedule::driver::{self, Ended, World};
@@ -161,7 +161,7 @@ fn start(config: &Arc<Config>, file: Option<&Path>, log: &EventLog) -> Result<Ru
         log: log.clone(),
     });
     let reload = admin::Reload { reloader: reloader.clone(), pool: parts.pools.directory };
-    let control = start_admin(config, log, telemetry, scheduler.clone(), reload)?;
+    let control = start_control(config, log, telemetry, scheduler.clone(), reload)?;
     announce(config, log);
     Ok(Running { shards, scheduler, scheduler_ended, mailbox, threads, control, reloader })
 }
@@ -208,6 +208,8 @@ impl Parts {
             let message = format!("no name server is known: {error}");
             StartError::new(code::CONFIG, message, "set [dns] servers, or mend /etc/resolv.conf")
         })?;
+        let greylist = greylist_file::load(&config.data_dir);
+        let doorman = Doorman::new(&config.login_limits, rt::now()).with_greylist(greylist);
         Ok(Parts {
             config: config.clone(),
             log: log.clone(),
@@ -216,7 +218,7 @@ impl Parts {
             authenticator: Authenticator::new(directory.clone(), pools.hashing.clone()),
             pools,
             directory,
-            doorman: Arc::new(Doorman::new(&config.login_limits, rt::now())),
+            doorman: Arc::new(doorman),
             server_tls,
             smtp_tls: tls.smtp,
             pop3_tls: tls.pop3.into_iter().map(|acceptor| acceptor.map(SharedAcceptor::new)).collect(),
@@ -391,6 +393,7 @@ impl Running {
             shard.receiving_ended.wait();
             orders.push(shard.orders);
         }
+        greylist_file::keep(&self.reloader.current.lock().data_dir, &self.reloader.doorman.greylist);
         let _ = self.scheduler.blocking_send(ToScheduler::Stop);
         let ended = self.scheduler_ended.wait().unwrap_or(Ended { messages: 0, jobs_abandoned: 0 });
         if ended.jobs_abandoned > 0 {
@@ -447,7 +450,8 @@ async fn report_pop3(counts: Arc<PopCounts>, meter: Arc<Meter>) {
     }
 }
 
-fn start_admin(
+/// The executor of the admin server and of what is done now and then.
+fn start_control(
     config: &Arc<Config>,
     log: &EventLog,
     telemetry: Telemetry,
@@ -456,7 +460,7 @@ fn start_admin(
 ) -> Result<Control, StartError> {
     let (started, when_started) = rt::oneshot();
     let (stop, when_stopped) = rt::oneshot();
-    let (address, log) = (config.admin, log.clone());
+    let (address, log, data_dir) = (config.admin, log.clone(), config.data_dir.clone());
     let meter = telemetry.register("control");
     let executor = Executor { name: "control".into(), cpu: None };
     let thread = rt::start(executor, move || async move {
@@ -467,6 +471,7 @@ fn start_admin(
         let publisher = Publisher::new(telemetry, log);
         meter.set_ready();
         started.send(Ok(()));
+        rt::spawn(greylist_file::keep_always(reload.reloader.doorman.clone(), data_dir, reload.pool.clone()));
         admin::run(admin::Context { listener, publisher, meter, scheduler, reload: Some(reload) }, when_stopped).await;
     });
     let thread = thread.map_err(os_error)?;

@@ -3,7 +3,7 @@
 //! It knows who somebody is and what time it is only from what it is told, and nothing of SMTP but the replies that it
 //! gives. `docs/receiving.md` lists the bounds.
 
-use super::greylist::Greylist;
+use super::greylist::{Began, Greylist};
 use crate::config::{ClientLimits, LoginLimits, SendLimits};
 use crate::smtp::{Reply, ReversePath};
 use crate::throttle::{OpenCounts, OpenToken, Rate, Throttle};
@@ -44,7 +44,7 @@ pub struct Doorman {
 }
 
 impl Doorman {
-    /// Nobody is in. `now` is not later than any time that it will be told.
+    /// Nobody is in or known. `now` is not later than any time that it will be told.
     pub fn new(login_limits: &LoginLimits, now: Instant) -> Doorman {
         Doorman {
             open: AtomicUsize::new(0),
@@ -52,8 +52,13 @@ impl Doorman {
             clients: OpenCounts::default(),
             throttle: Throttle::new(now),
             login_limits: RwLock::new(login_limits.clone()),
-            greylist: Greylist::new(now),
+            greylist: Greylist::new(Began { at: now, unix_s: 0 }),
         }
+    }
+
+    /// With what greylisting remembers from an earlier run.
+    pub fn with_greylist(self, greylist: Greylist) -> Doorman {
+        Doorman { greylist, ..self }
     }
 
     /// Sessions that are open now.

@@ -6,6 +6,7 @@
 mod checks;
 mod doorman;
 mod greylist;
+pub mod greylist_file;
 mod header;
 mod input;
 pub mod policy;
