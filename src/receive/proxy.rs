@@ -130,6 +130,10 @@ fn parse_v2(input: &[u8]) -> Outcome {
     }
     let length = FIXED + 4 + rest_bytes;
     let Some(addresses) = input.get(FIXED + 4..length) else { return Ok(None) };
+    // Of what a LOCAL or UNSPEC header holds nothing is to be read (section 2.2).
+    if !local && address_bytes > 0 {
+        check_tlvs(&input[..length], FIXED + 4 + address_bytes)?;
+    }
     let proxied = match family_and_protocol {
         _ if local => Proxied::Local,
         // Mail does not come by datagrams.
@@ -139,6 +143,28 @@ fn parse_v2(input: &[u8]) -> Outcome {
         _ => Proxied::Local,
     };
     Ok(Some((proxied, length)))
+}
+
+/// Type, two octets of length, value, from `start` to the end of a version 2 header. Nothing in them is needed here, but
+/// a header whose checksum is wrong (PP2_TYPE_CRC32C, section 2.2.3) is none.
+fn check_tlvs(header: &[u8], start: usize) -> Result<(), Malformed> {
+    const CRC32C: u8 = 3;
+    let mut at = start;
+    while at < header.len() {
+        let &[kind, high, low] = header.get(at..at + 3).and_then(<[u8]>::first_chunk).ok_or(Malformed)?;
+        let (from, end) = (at + 3, at + 3 + usize::from(u16::from_be_bytes([high, low])));
+        let value = header.get(from..end).ok_or(Malformed)?;
+        if kind == CRC32C {
+            let told: [u8; 4] = value.try_into().map_err(|_| Malformed)?;
+            // Made over the header with zeros in the place of the checksum.
+            let sum = crc32c::crc32c_append(crc32c::crc32c(&header[..from]), &[0; 4]);
+            if crc32c::crc32c_append(sum, &header[end..]) != u32::from_be_bytes(told) {
+                return Err(Malformed);
+            }
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 /// The source comes first. The length was checked.
@@ -244,7 +270,18 @@ mod tests {
             check(&header, Parsed::Header(expected, length));
             check(&header[..length - 1], Parsed::Incomplete);
         }
+        let with_tlvs = |tlvs: &[u8]| v2(0x21, 0x11, &[&ipv4[..], tlvs].concat());
+        let mut summed = with_tlvs(&[4, 0, 1, 9, 3, 0, 4, 0, 0, 0, 0, 0xee, 0, 0]);
+        let sum = crc32c::crc32c(&summed).to_be_bytes();
+        summed[16 + 12 + 7..][..4].copy_from_slice(&sum);
+        check(&summed, Parsed::Header(client("192.0.2.1"), summed.len()));
+        summed[16] ^= 1;
         for header in [
+            summed,
+            with_tlvs(&[3, 0, 4, 0, 0, 0, 0]),
+            with_tlvs(&[3, 0, 3, 0, 0, 0]),
+            with_tlvs(&[4, 0, 9, 0, 0, 0]),
+            with_tlvs(&[4, 0]),
             v2(0x21, 0x11, &ipv4[..11]),
             v2(0x21, 0x21, &ipv4),
             v2(0x21, 0x12, &ipv4),
