@@ -15,7 +15,7 @@ pub struct Dnsbl {
     pub zone: String,
     /// What being listed counts; below 0 for lists of the good.
     pub weight: i32,
-    /// Answers that count; default 127.0.0.0/8.
+    /// Answers that count; default 127.0.0.0/16: lists say by 127.255.255.x that they do not answer us.
     pub answers: Vec<IpNetwork>,
 }
 
@@ -35,7 +35,7 @@ pub(super) fn dnsbls(tables: Vec<DnsblTable>) -> Result<Vec<Dnsbl>, Problem> {
         let message = format!("more than {ZONES_MAX} [[dnsbl]] sections");
         return Err(Problem::new(table.zone.span().start, message, "each is a query for each new client"));
     }
-    let everything = || vec![plain("127.0.0.0/8".to_owned())];
+    let everything = || vec![plain("127.0.0.0/16".to_owned())];
     let dnsbl = |table: DnsblTable| {
         Ok(Dnsbl {
             zone: domain(&table.zone, "zone")?,
