@@ -17,6 +17,8 @@ ZONES = {
     # The lists: 127.77.1.1 is listed in one, 127.77.1.2 in both, 127.77.1.3 with an answer that does not count.
     "bl.test.": "1.1.77.127 A 127.0.0.2\n2.1.77.127 A 127.0.0.2\n3.1.77.127 A 127.0.0.9\n",
     "wl.test.": "2.1.77.127 A 127.0.0.3\n",
+    # It refuses to answer us, about everybody.
+    "refusing.test.": "* A 127.255.255.254\n",
 }
 
 
@@ -28,7 +30,8 @@ def start(box):
         "dns": {"servers": [box.dns_server.server], "timeout": "500ms", "attempts": 1},
         "relay": {"trusted_networks": []},
         "mailboxes": {"local_domains": ["home.test"]},
-        "dnsbl": [{"zone": "bl.test", "answers": ["127.0.0.2"]}, {"zone": "wl.test", "weight": -1}],
+        "dnsbl": [{"zone": "bl.test", "answers": ["127.0.0.2"]}, {"zone": "wl.test", "weight": -1},
+                  {"zone": "refusing.test"}],
         "greylist": {"delay": "2s"},
         "account_limits": {"messages": "3/1h"},
         "login_limits": {"account_failures": "2/1h"},
@@ -200,6 +203,17 @@ def greylisting(box):
         session.close()
         return reply.startswith("250")
     wait_until(taken, "the greylisted sender to be taken", interval=0.5)
+    dialogue(box, exchange[0], ("MAIL FROM:<black@null.test>", "250"), (rcpt, "451 4.7.1"), source="127.77.4.1")
+    box.relay.stop()
+    check_equal((box.relay.data_dir / "greylist").stat().st_mode & 0o777, 0o600, "mode of what is kept")
+    box.relay.start()
+    check(taken(), "who is known stays known over a restart")
+    time.sleep(2)  # the delay
+    dialogue(box, exchange[0], ("MAIL FROM:<black@null.test>", "250"), (rcpt, "250"), source="127.77.4.2")
+    box.relay.kill()
+    (box.relay.data_dir / "greylist").write_bytes(b"nonsense")
+    box.relay.start()
+    check(not taken(), "what is damaged is not believed")
 
 
 def sessions(box):
@@ -252,10 +266,32 @@ def errors(box):
     expect(session.reply(), "421 4.7.0", "after too many")
 
 
+def bounds(box):
+    """a header section of its size, 552 5.3.4 beyond it; messages and commands of a session, 421 4.7.0 beyond them"""
+    box.relay.config["limits"] = {"header_size_max": "4 KiB", "messages_max": 3, "commands_max": 100}
+    box.relay.write_config()
+    box.relay.cli("reload")
+    session = client(box, source="127.77.8.1")
+    check("LIMITS RCPTMAX=1000 MAILMAX=3\n" in session.ask("EHLO client.known.test").replace("\r", ""), "LIMITS")
+    for header, expected in ((b"X: " + b"x" * 4091 + b"\r\n", "250"), (b"X: " + b"x" * 4092 + b"\r\n", "552 5.3.4"),
+                             (b"X: " + b"x" * (1 << 21) + b"\r\n", "552 5.3.4")):
+        for command, code in (("MAIL FROM:<a@known.test>", "250"), ("RCPT TO:<postmaster>", "250"), ("DATA", "354")):
+            expect(session.ask(command), code, command)
+        session.connection.sendall(header + b"\r\n" + b"body\r\n" * 1000 + b".\r\n")
+        expect(session.reply(), expected, f"a header section of {len(header)} octets")
+    expect(session.ask("MAIL FROM:<a@known.test>"), "421 4.7.0", "a fourth message")
+    session.close()
+    session = client(box, source="127.77.8.1")
+    session.connection.sendall(b"NOOP\r\n" * 101)
+    replies = [session.reply() for _ in range(102)]
+    check_equal([reply[:3] for reply in replies], ["250"] * 100 + ["421", "(cl"], "replies to 101 commands")
+    session.close()
+
+
 def end(box):
     """SIGTERM ends it with status 0"""
     box.relay.stop()
 
 
 main(start, senders, names, recipients, lists, submission, guessing, reload, early_talkers, greylisting, sessions,
-     bad_reload, errors, end)
+     bad_reload, errors, bounds, end)

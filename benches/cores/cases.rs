@@ -8,7 +8,7 @@ use ringmail::dns::route::ResolvedRoute;
 use ringmail::schedule::core::{Action, Incoming};
 use ringmail::schedule::{Router, Scheduler, Settings as SchedulerSettings};
 use ringmail::smtp::client::{self, Client, Request};
-use ringmail::smtp::data::{EndOfData, LineEndings, MessageReceiver, Received, hops, stuff};
+use ringmail::smtp::data::{EndOfData, HeaderSection, LineEndings, MessageReceiver, Received, stuff};
 use ringmail::smtp::server::{Event, Peer, Session, SessionConfig};
 use ringmail::smtp::{Address, Reply, ReversePath};
 use ringmail::spool::{Envelope, Location, QueueId};
@@ -149,7 +149,7 @@ fn count_hops() -> Box<dyn FnMut()> {
     let received =
         b"Received: from a.example ([192.0.2.1]) by b.example with ESMTP id 1; Thu, 1 Jan 2026 00:00:00 +0000\r\n";
     let text = [&received.repeat(5), &message(4096)[..]].concat();
-    Box::new(move || assert_eq!(hops(black_box(&text), 51), 5))
+    Box::new(move || assert_eq!(HeaderSection::of(black_box(&text), 51).hops, 5))
 }
 
 fn dot_stuffing() -> Box<dyn FnMut()> {

@@ -260,11 +260,14 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     section.begin("[limits]");
     let limits = &config.limits;
     section.text("message_size_max", Size(limits.message_bytes_max));
+    section.text("header_size_max", Size(limits.header_bytes_max));
     section.plain("recipients_max", limits.recipients_max);
+    section.plain("messages_max", limits.messages_max);
     section.plain("hops_max", limits.hops_max);
     section.text("command_timeout", Span(limits.command_timeout));
     section.text("data_timeout", Span(limits.data_timeout));
     section.text("session_timeout", Span(limits.session_timeout));
+    section.plain("commands_max", limits.commands_max);
     section.plain("errors_max", limits.errors_max);
     section.plain("tarpit_errors", limits.tarpit_errors);
     section.text("tarpit_delay", Span(limits.tarpit_delay));

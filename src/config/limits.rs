@@ -12,8 +12,12 @@ use toml::Spanned;
 pub struct Limits {
     /// SIZE: octets of one message; default 50 MiB.
     pub message_bytes_max: u64,
+    /// Octets of a message's header section; default 1 MiB.
+    pub header_bytes_max: u64,
     /// Recipients of one transaction; default 1,000.
     pub recipients_max: usize,
+    /// Transactions of one session; 0, the default, is no limit.
+    pub messages_max: usize,
     /// `Received:` fields before a message is taken for looping; default 50.
     pub hops_max: usize,
     /// Time to wait for the next command; default 5 min.
@@ -22,6 +26,8 @@ pub struct Limits {
     pub data_timeout: Duration,
     /// Time without an accepted message after which a session ends; default 1 h.
     pub session_timeout: Duration,
+    /// Commands of one session without an accepted message between them; default 100,000.
+    pub commands_max: usize,
     /// Commands refused before the session ends with 421; default 20.
     pub errors_max: usize,
     /// From this count of refused commands on, each reply to another waits for `tarpit_delay`; default 10.
@@ -38,11 +44,14 @@ pub struct Limits {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LimitsTable {
     message_size_max: Spanned<ByteSize>,
+    header_size_max: Spanned<ByteSize>,
     recipients_max: Spanned<usize>,
+    messages_max: Spanned<usize>,
     hops_max: Spanned<usize>,
     command_timeout: Spanned<Period>,
     data_timeout: Spanned<Period>,
     session_timeout: Spanned<Period>,
+    commands_max: Spanned<usize>,
     errors_max: Spanned<usize>,
     tarpit_errors: Spanned<usize>,
     tarpit_delay: Spanned<Period>,
@@ -54,11 +63,14 @@ impl Default for LimitsTable {
     fn default() -> Self {
         LimitsTable {
             message_size_max: plain(ByteSize(50 * MIB)),
+            header_size_max: plain(ByteSize(MIB)),
             recipients_max: plain(1000),
+            messages_max: plain(0),
             hops_max: plain(50),
             command_timeout: seconds(300),
             data_timeout: seconds(180),
             session_timeout: seconds(3600),
+            commands_max: plain(100_000),
             errors_max: plain(20),
             tarpit_errors: plain(10),
             tarpit_delay: seconds(1),
@@ -71,11 +83,14 @@ impl Default for LimitsTable {
 pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
     Ok(Limits {
         message_bytes_max: message_bytes_max(&table.message_size_max)?,
+        header_bytes_max: in_range_by(&table.header_size_max, |s| s.0, 1024..=(1 << 32), "header_size_max")?,
         recipients_max: recipients_max(&table.recipients_max)?,
+        messages_max: messages_max(&table.messages_max)?,
         hops_max: in_range(&table.hops_max, 1..=1000, "hops_max")?,
         command_timeout: time(&table.command_timeout, "command_timeout")?,
         data_timeout: time(&table.data_timeout, "data_timeout")?,
         session_timeout: time(&table.session_timeout, "session_timeout")?,
+        commands_max: in_range(&table.commands_max, 100..=1_000_000_000, "commands_max")?,
         errors_max: errors_max(&table.errors_max)?,
         tarpit_errors: in_range(&table.tarpit_errors, 0..=1_000_000, "tarpit_errors")?,
         tarpit_delay: in_range_by(
@@ -95,6 +110,7 @@ pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
 pub(super) struct LimitsOverride {
     message_size_max: Option<Spanned<ByteSize>>,
     recipients_max: Option<Spanned<usize>>,
+    messages_max: Option<Spanned<usize>>,
     command_timeout: Option<Spanned<Period>>,
     data_timeout: Option<Spanned<Period>>,
     errors_max: Option<Spanned<usize>>,
@@ -108,6 +124,9 @@ pub(super) fn overridden(limits: &Limits, own: &LimitsOverride) -> Result<Limits
     }
     if let Some(count) = &own.recipients_max {
         limits.recipients_max = recipients_max(count)?;
+    }
+    if let Some(count) = &own.messages_max {
+        limits.messages_max = messages_max(count)?;
     }
     if let Some(period) = &own.command_timeout {
         limits.command_timeout = time(period, "command_timeout")?;
@@ -127,6 +146,10 @@ fn message_bytes_max(size: &Spanned<ByteSize>) -> Result<u64, Problem> {
 
 fn recipients_max(count: &Spanned<usize>) -> Result<usize, Problem> {
     in_range(count, 1..=50_000, "recipients_max")
+}
+
+fn messages_max(count: &Spanned<usize>) -> Result<usize, Problem> {
+    in_range(count, 0..=1_000_000, "messages_max")
 }
 
 fn errors_max(count: &Spanned<usize>) -> Result<usize, Problem> {

@@ -11,6 +11,7 @@ use crate::dns::{DnsError, FamilyPolicy};
 use crate::mailbox::Lookup;
 use crate::mailbox::deliver::full_mailbox;
 use crate::rt;
+use crate::smtp::data::HeaderSection;
 use crate::smtp::{Address, Reply, ReversePath};
 use crate::spool::{BodyType, SpoolError};
 use smallvec::SmallVec;
@@ -309,11 +310,15 @@ impl Driver<'_> {
         })
     }
 
-    /// [`Stage::Data`]: a message of so many octets and `Received:` fields.
-    pub(super) fn judge_message(&self, bytes: u64, hops: usize) -> Result<(), Reply> {
+    /// [`Stage::Data`]: a message of so many octets with this header section.
+    pub(super) fn judge_message(&self, bytes: u64, header: &HeaderSection) -> Result<(), Reply> {
+        let limits = &self.listener.settings.limits;
         for check in self.steps(Stage::Data) {
             match check {
-                Check::Hops if hops > self.listener.settings.limits.hops_max => {
+                Check::HeaderSize if header.bytes > limits.header_bytes_max => {
+                    return Err(Reply::new(552, (5, 3, 4), "the header section is too large"));
+                }
+                Check::Hops if header.hops > limits.hops_max => {
                     return Err(Reply::new(554, (5, 4, 6), "too many hops: the message is looping"));
                 }
                 Check::SenderRate => self.with_sender(|doorman, sender, limits, now| {

@@ -232,7 +232,8 @@ fn session_config(hostname: &str, settings: &SmtpListener) -> SessionConfig {
         lmtp: settings.profile == Profile::Lmtp,
         message_bytes_max: settings.limits.message_bytes_max,
         recipients_max: settings.limits.recipients_max,
-        transactions_max: 0,
+        transactions_max: settings.limits.messages_max,
+        commands_max: settings.limits.commands_max,
         errors_max: settings.limits.errors_max,
         // Users' programs and programs on this machine say whatever their host is called.
         strict_helo: settings.profile == Profile::Mx,

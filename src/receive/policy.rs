@@ -46,6 +46,8 @@ pub enum Check {
     Dnsbl,
     /// The client has come before.
     Greylist,
+    /// A header section that servers behind us can take.
+    HeaderSize,
     /// No loop.
     Hops,
 }
@@ -93,6 +95,7 @@ pub const STEPS: &[Step] = &[
     step(Stage::Rcpt, Check::ClientRate, About::Strangers),
     step(Stage::Rcpt, Check::Dnsbl, About::Strangers),
     step(Stage::Rcpt, Check::Greylist, About::Strangers),
+    step(Stage::Data, Check::HeaderSize, About::All),
     step(Stage::Data, Check::Hops, About::All),
     step(Stage::Data, Check::SenderRate, About::NotTrusted),
     step(Stage::Data, Check::ClientRate, About::Strangers),

@@ -15,7 +15,7 @@ use crate::rt::{self, Stream};
 use crate::sasl::scram::fresh_nonce;
 use crate::sasl::server::Evidence;
 use crate::smtp::Reply;
-use crate::smtp::data::{self, BareLineEnd, MessageReceiver, Received};
+use crate::smtp::data::{BareLineEnd, HeaderSection, MessageReceiver, Received};
 use crate::smtp::server::{Event, Peer, Session};
 use crate::smtp::trace::{self, ReceivedField};
 use crate::spool::{
@@ -418,10 +418,10 @@ impl Driver<'_> {
         };
         let seen = match &large {
             None => Seen::of(&body, &self.listener.settings),
-            Some(large) => large.seen,
+            Some(large) => large.seen.and(&body),
         };
         let bytes = large.as_ref().map_or(0, |large| large.bytes) + body.len() as u64;
-        self.judge_message(bytes, seen.hops)?;
+        self.judge_message(bytes, &seen.header)?;
         let body = match large {
             None => DraftBody::Memory(body),
             Some(large) => large.finish(body).await.map_err(|error| spool_reply(&error))?,
@@ -593,8 +593,8 @@ fn last_line(output: &[u8]) -> &[u8] {
 /// What is known of a message from its header section.
 #[derive(Clone, Copy, Default)]
 struct Seen {
-    /// `Received:` fields; counted up to one more than are allowed.
-    hops: usize,
+    /// Its `Received:` fields are counted up to one more than are allowed.
+    header: HeaderSection,
     /// What is to be added.
     missing: Missing,
 }
@@ -603,9 +603,15 @@ impl Seen {
     /// From the message, or the first part of a large one.
     fn of(part: &[u8], settings: &SmtpListener) -> Seen {
         Seen {
-            hops: data::hops(part, settings.limits.hops_max + 1),
+            header: HeaderSection::of(part, settings.limits.hops_max + 1),
             missing: if settings.complete_header { header::missing(part) } else { Missing::default() },
         }
+    }
+
+    /// With the next part of a large message, into which the header section may go on.
+    fn and(mut self, part: &[u8]) -> Seen {
+        self.header.go_on(part);
+        self
     }
 }
 
@@ -628,9 +634,10 @@ impl LargeMessage {
 
     /// After an error the rest is taken and thrown away: the client hears of it when it has sent everything.
     async fn write(&mut self, part: Vec<u8>) {
-        if self.bytes == 0 {
-            self.seen = Seen::of(&part, &self.listener.settings);
-        }
+        self.seen = match self.bytes {
+            0 => Seen::of(&part, &self.listener.settings),
+            _ => self.seen.and(&part),
+        };
         self.bytes += part.len() as u64;
         if self.failed.is_none() {
             self.failed = self.writer.write(part).await.err();

@@ -288,22 +288,69 @@ fn grow(body: &mut Vec<u8>, more: usize) {
     }
 }
 
-/// Counts `Received:` fields in the header section of a message in wire form: the hops so far (section 6.3). Counting
-/// stops at `limit`.
-pub fn hops(message: &[u8], limit: usize) -> usize {
-    const NAME: &[u8] = b"received:";
-    let mut count = 0;
-    let mut rest = message;
-    while count < limit && !rest.is_empty() && !rest.starts_with(b"\r\n") {
-        if rest.get(..NAME.len()).is_some_and(|start| start.eq_ignore_ascii_case(NAME)) {
-            count += 1;
+/// What the header section of a message has so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HeaderSection {
+    /// `Received:` fields: the hops so far (section 6.3).
+    pub hops: usize,
+    /// Octets, without the empty line behind it.
+    pub bytes: u64,
+    /// How it may go on in the next part of a message; `None` where it has ended.
+    open: Option<LineEnd>,
+}
+
+/// How a part of a message ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum LineEnd {
+    /// Within a line.
+    None,
+    /// CR.
+    Cr,
+    /// CR LF.
+    CrLf,
+    /// CR LF CR.
+    CrLfCr,
+}
+
+impl HeaderSection {
+    /// Looks through the first part of a message in wire form. It looks no further once there are `hops_max` hops.
+    pub fn of(part: &[u8], hops_max: usize) -> HeaderSection {
+        const NAME: &[u8] = b"received:";
+        let mut hops = 0;
+        let mut rest = part;
+        while hops < hops_max && !rest.is_empty() && !rest.starts_with(b"\r\n") {
+            if rest.get(..NAME.len()).is_some_and(|start| start.eq_ignore_ascii_case(NAME)) {
+                hops += 1;
+            }
+            rest = memmem::find(rest, b"\r\n").map_or(&[][..], |end| &rest[end + 2..]);
         }
-        match memmem::find(rest, b"\r\n") {
-            Some(end) => rest = &rest[end + 2..],
-            None => break,
+        let open = match part {
+            _ if !rest.is_empty() => None,
+            [.., b'\r', b'\n', b'\r'] => Some(LineEnd::CrLfCr),
+            [.., b'\r', b'\n'] => Some(LineEnd::CrLf),
+            [.., b'\r'] => Some(LineEnd::Cr),
+            _ => Some(LineEnd::None),
+        };
+        HeaderSection { hops, bytes: (part.len() - rest.len()) as u64, open }
+    }
+
+    /// Goes on with the next part of a message whose header section may not have ended; its hops do not count.
+    pub fn go_on(&mut self, part: &[u8]) {
+        for byte in part {
+            let Some(end) = self.open else { return };
+            self.bytes += 1;
+            self.open = match (end, byte) {
+                (LineEnd::CrLfCr, b'\n') => {
+                    self.bytes -= 2;
+                    None
+                }
+                (LineEnd::Cr, b'\n') => Some(LineEnd::CrLf),
+                (LineEnd::CrLf, b'\r') => Some(LineEnd::CrLfCr),
+                (_, b'\r') => Some(LineEnd::Cr),
+                _ => Some(LineEnd::None),
+            };
         }
     }
-    count
 }
 
 /// Appends `content` (CRLF line ends) dot-stuffed, with a line end at its end; answers whether any dot was added.
@@ -518,9 +565,29 @@ mod tests {
     #[test]
     fn hops_are_fields_of_the_header_only() {
         let message = b"Received: a\r\n\tb\r\nreceived: c\r\nSubject: Received: no\r\n\r\nReceived: body\r\n";
-        assert_eq!(hops(message, 100), 2);
-        assert_eq!(hops(message, 1), 1);
-        assert_eq!(hops(b"Received: x", 5), 1);
+        assert_eq!(HeaderSection::of(message, 100).hops, 2);
+        assert_eq!(HeaderSection::of(message, 1).hops, 1);
+        assert_eq!(HeaderSection::of(b"Received: x", 5).hops, 1);
+    }
+
+    #[test]
+    fn the_header_section_ends_at_the_empty_line_in_every_split() {
+        for (message, bytes) in [
+            (&b"A: b\r\nC: d\r\n\r\nbody\r\n\r\n"[..], 12),
+            (b"A: b\r\n\r\n", 6),
+            (b"A: b\r\n", 6),
+            (b"A: b\r\r\n \rc\n\r\n\r\nbody\r\n", 13),
+            (b"no line end", 11),
+        ] {
+            let whole = HeaderSection::of(message, 9);
+            assert_eq!(whole.bytes, bytes, "{}", message.escape_ascii());
+            for at in 1..message.len() {
+                let mut split = HeaderSection::of(&message[..at], 9);
+                message[at..].chunks(2).for_each(|part| split.go_on(part));
+                assert_eq!(split.bytes, bytes, "{} at {at}", message.escape_ascii());
+            }
+        }
+        assert_eq!(HeaderSection::of(b"\r\nbody\r\n", 9).bytes, 0);
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub struct SessionConfig {
     pub recipients_max: usize,
     /// Transactions of one session, announced as MAILMAX (RFC 9422); 0 is no limit.
     pub transactions_max: usize,
+    /// Commands without an accepted message between them, but for recipients and chunks that were taken; one more ends
+    /// the session with 421.
+    pub commands_max: usize,
     /// Commands refused for good (5xx) without an accepted message between them; one more ends the session with 421.
     pub errors_max: usize,
     /// The argument of EHLO must be a name or address literal (RFC 5321 section 4.1.3), and not just a word.
@@ -97,6 +100,7 @@ impl Default for SessionConfig {
             message_bytes_max: 50 << 20,
             recipients_max: 1000,
             transactions_max: 0,
+            commands_max: 100_000,
             errors_max: 20,
             strict_helo: false,
             starttls: false,
@@ -240,6 +244,8 @@ pub struct Session {
     sasl: Option<Box<login::Sasl>>,
     /// AUTH is allowed once.
     login: Option<Arc<str>>,
+    /// Commands since the last accepted message that led nowhere, see [`SessionConfig::commands_max`].
+    commands: usize,
     /// Commands refused for good since the last accepted message.
     errors: usize,
     /// Transactions that were begun.
@@ -271,6 +277,7 @@ impl Session {
             tls,
             sasl: None,
             login: None,
+            commands: 0,
             errors: 0,
             transactions: 0,
             now_s: 0,
@@ -448,6 +455,11 @@ impl Session {
         let Some(line) = whole else { return };
         if responds {
             return self.handle_auth_response(line);
+        }
+        self.commands += 1;
+        if self.commands > self.config.commands_max {
+            let text = format!("{} too many commands without a message", self.config.hostname);
+            return self.end(&Reply::new(421, (4, 7, 0), text));
         }
         let smtputf8 = matches!(&self.state, State::Mail(transaction) if transaction.envelope.smtputf8);
         match command::parse(line, self.extensions(), smtputf8) {

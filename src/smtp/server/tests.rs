@@ -403,6 +403,18 @@ fn the_limit_of_transactions_ends_the_session() {
 }
 
 #[test]
+fn commands_that_lead_nowhere_are_counted() {
+    let limited = SessionConfig { commands_max: 4, ..config() };
+    check_with(limited.clone(), b"EHLO c\r\nNOOP\r\nRSET\r\nVRFY x\r\nNOOP\r\nNOOP\r\n", "250 250 250 252 421");
+    let message =
+        b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<good@x.example>\r\nRCPT TO:<good@y.example>\r\nBDAT 1\r\naBDAT 1\r\n\
+                    bBDAT 1 LAST\r\ncNOOP\r\nNOOP\r\nNOOP\r\nNOOP\r\nNOOP\r\n";
+    check_with(limited.clone(), message, "250 250 250 250 250 250 250 250 250 250 250 421");
+    let empty = b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<good@x.example>\r\nBDAT 0\r\nBDAT 0\r\nBDAT 0\r\n";
+    check_with(limited, empty, "250 250 250 250 250 421");
+}
+
+#[test]
 fn requiretls_is_offered_only_under_tls() {
     let config = SessionConfig { requiretls: true, starttls: true, ..config() };
     let mail: &[u8] = b"EHLO c\r\nMAIL FROM:<a@b.example> REQUIRETLS\r\n";

@@ -185,6 +185,7 @@ impl Session {
             transaction.add(address, orcpt, rcpt.notify);
         }
         transaction.rcpts_taken += 1;
+        self.commands -= 1;
         self.reply(250, "2.1.5", format_args!("OK"));
     }
 
@@ -201,6 +202,7 @@ impl Session {
         }
         transaction.add(address, rcpt.orcpt, rcpt.notify);
         transaction.rcpts_taken += 1;
+        self.commands -= 1;
         self.reply(250, "2.1.5", format_args!("OK"));
     }
 
@@ -255,6 +257,8 @@ impl Session {
                     );
                 };
                 transaction.chunk_bytes = sum;
+                // Their sum bounds all chunks but the empty ones.
+                self.commands -= usize::from(octets > 0);
                 let first = !std::mem::replace(&mut transaction.any_chunk, true);
                 self.state = match last {
                     true => State::Receiving(transaction),
@@ -334,6 +338,7 @@ impl Session {
         self.end_transaction();
         match result {
             Ok(queue_id) => {
+                self.commands = 0;
                 self.errors = 0;
                 (0..replies).for_each(|_| self.reply(250, "2.0.0", format_args!("queued as {queue_id}")));
             }
