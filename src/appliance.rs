@@ -324,11 +324,7 @@ impl Parts {
                 hostname: config.hostname.clone(),
                 listeners: config.smtp_listeners.iter().map(|listener| listener.address).collect(),
             },
-            route_options: RouteOptions {
-                port: config.delivery.port,
-                allow_private_targets: config.delivery.allow_private_targets,
-                family: config.dns.addresses,
-            },
+            route_options: RouteOptions::from_config(&config),
             config,
             inbox,
             shards,

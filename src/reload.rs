@@ -67,7 +67,7 @@ pub struct Reloader {
     pub current: Mutex<Arc<Config>>,
     /// Makes acceptors.
     pub server_tls: ServerTls,
-    /// Told of retry times, limits of sites, and rules about replies.
+    /// Told of retry times, limits of sites, rules about replies, routes, and what mail leaves by.
     pub scheduler: rt::Sender<ToScheduler>,
     /// Whom to tell.
     pub shards: Vec<rt::Sender<ToShard>>,
@@ -147,45 +147,52 @@ fn what_needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         let listener = |pop3: &config::Pop3Listener| (pop3.address, pop3.tls.mode, pop3.auth_without_tls);
         config.pop3_listeners.iter().map(listener).collect::<Vec<_>>()
     };
-    let mut limits = new.limits.clone();
-    limits.stop_timeout = old.limits.stop_timeout;
+    // All fields by name, so that a new one has to be decided about.
+    let Config {
+        hostname,
+        data_dir,
+        shards,
+        smtp_listeners: _,
+        pop3_listeners: _,
+        pop3_sessions,
+        admin,
+        mailboxes,
+        dns,
+        spool,
+        limits,
+        relay: _,
+        client_limits: _,
+        account_limits: _,
+        sender_limits: _,
+        login_limits: _,
+        dnsbls: _,
+        greylist: _,
+        retry: _,
+        routes: _,
+        delivery: _,
+        sites: _,
+        egress: _,
+        egress_pools: _,
+        reply_rules: _,
+        timeouts: _,
+        tls: _,
+    } = new;
+    let is_moved = old.data_dir != *data_dir;
     let changes = [
-        ("hostname", old.hostname != new.hostname),
-        ("data_dir", old.data_dir != new.data_dir),
-        ("shards", old.shards != new.shards),
+        ("hostname", old.hostname != *hostname),
+        ("data_dir", is_moved),
+        ("shards", old.shards != *shards),
         ("[[smtp]] address", addresses(old) != addresses(new)),
         ("[[pop3]]", pop3(old) != pop3(new)),
-        ("[admin]", old.admin != new.admin),
-        ("[limits] stop_timeout", new.limits != limits),
+        ("[pop3_sessions]", old.pop3_sessions != *pop3_sessions),
+        ("[admin]", old.admin != *admin),
+        ("[limits] stop_timeout", old.limits.stop_timeout != limits.stop_timeout),
+        // Its paths follow data_dir, and its domains hostname.
+        ("[mailboxes]", old.mailboxes != *mailboxes && !is_moved && old.hostname == *hostname),
+        ("[dns]", old.dns != *dns),
+        ("[spool]", old.spool != *spool),
     ];
-    let mut changed: Vec<&str> = changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect();
-    // Whatever is not told apart above or taken below stays as it is.
-    let taken = Config {
-        hostname: old.hostname.clone(),
-        data_dir: old.data_dir.clone(),
-        shards: old.shards,
-        smtp_listeners: old.smtp_listeners.clone(),
-        pop3_listeners: old.pop3_listeners.clone(),
-        admin: old.admin,
-        limits: old.limits.clone(),
-        relay: old.relay.clone(),
-        client_limits: old.client_limits.clone(),
-        account_limits: old.account_limits.clone(),
-        sender_limits: old.sender_limits.clone(),
-        login_limits: old.login_limits.clone(),
-        dnsbls: old.dnsbls.clone(),
-        greylist: old.greylist.clone(),
-        tls: old.tls.clone(),
-        retry: old.retry.clone(),
-        sites: old.sites.clone(),
-        reply_rules: old.reply_rules.clone(),
-        routes: old.routes.clone(),
-        ..new.clone()
-    };
-    if taken != *old {
-        changed.push("another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[route]], [[site]] or [[reply_rule]]");
-    }
-    changed
+    changes.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
 }
 
 #[cfg(test)]
@@ -216,21 +223,24 @@ mod tests {
         check("[[smtp]]\naddress = \"127.0.0.1:26\"\n", &["[[smtp]] address"]);
         check(
             &format!("shards = 77\ndata_dir = \"x\"\n{SMTP}[limits]\nstop_timeout = \"1s\"\n"),
-            &[
-                "data_dir",
-                "shards",
-                "[limits] stop_timeout",
-                // The paths below data_dir.
-                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[route]], [[site]] or [[reply_rule]]",
-            ],
+            &["data_dir", "shards", "[limits] stop_timeout"],
         );
         check(&format!("{SMTP}[retry]\ndelay_min = \"1s\"\n[[site]]\nmx = [\".a.test\"]\n"), &[]);
         check(&format!("{SMTP}[[route]]\ndomain = \"a.test\"\nhost = \"192.0.2.1\"\n"), &[]);
+        check(&format!("{SMTP}[delivery]\nconnections_max = 3\n[timeouts]\ngreeting = \"7s\"\n"), &[]);
         check(
-            &format!("{SMTP}[dns]\ntimeout = \"1s\"\n"),
-            &[
-                "another section than [[smtp]], [relay], [tls], [limits], [..._limits], [[dnsbl]], [greylist], [retry], [[route]], [[site]] or [[reply_rule]]",
-            ],
+            &format!(
+                "{SMTP}[delivery]\negress_pool = \"p\"\n[[egress]]\nname = \"a\"\n\
+                 [[egress_pool]]\nname = \"p\"\nmembers = [\"a\"]\n"
+            ),
+            &[],
+        );
+        check(
+            &format!(
+                "{SMTP}[dns]\ntimeout = \"1s\"\n[mailboxes]\nquota = 7\n[spool]\nsegment_size = \"1 MiB\"\n\
+                 [pop3_sessions]\nauto_logout = \"1s\"\n"
+            ),
+            &["[pop3_sessions]", "[mailboxes]", "[dns]", "[spool]"],
         );
     }
 }

@@ -111,7 +111,10 @@ pub async fn run(seed: Seed) {
                 let submitter = submitter.clone();
                 rt::spawn(async move { submitter.submit(token, *envelope, content).await });
             }
-            ToShard::Reload(reloaded) => receiver.reload(&reloaded),
+            ToShard::Reload(reloaded) => {
+                outbound.reload(reloaded.config.delivery.clone(), reloaded.config.timeouts.clone());
+                receiver.reload(&reloaded);
+            }
             ToShard::StopAccepting => {
                 stopping.set(true);
                 meter.set_not_ready("stopping");

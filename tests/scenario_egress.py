@@ -157,9 +157,63 @@ def restarted(box):
     box.relay.wait_queue_empty()
 
 
+def reloaded(box):
+    """a reload changes members, pools and time limits; what waits leaves by what is there now"""
+    relay, sink = box.relay, box.sinks["plain"]
+
+    def change(**tables):
+        relay.config.update(tables)
+        relay.write_config()
+        relay.cli("reload")
+
+    def waiting(sender):
+        sink.script["rcpt"] = ["451 4.3.0 not now"]
+        queue_id = send(box, sender, ["x@plain.test"])[0]
+        relay.wait_event("deferred", id=queue_id)
+        relay.cli("queue", "hold", queue_id)
+        relay.wait_event("held", id=queue_id)  # so that no try is under way
+        sink.script["rcpt"] = [None]
+        return queue_id
+
+    def leaves_by(queue_id, way, title):
+        before = len(sink.messages)
+        relay.cli("queue", "release", queue_id)
+        sink.wait(before + 1)
+        relay.wait_event("delivered", id=queue_id)
+        check_equal(sink.ways()[before:], [way], title)
+
+    of_shop, of_hub = waiting("news@shop.test"), waiting("news@shop.test")
+    egress = [way for way in relay.config["egress"] if way["name"] != "two"]
+    new = [{"name": "two", "addresses": ["127.61.0.5"], "helo": "new.test"}, {"name": "late"}]
+    main, shop, hub = relay.config["egress_pool"]
+    late = {"name": "late", "members": ["late"], "sender_domains": ["late.test"]}
+    change(egress=[way for way in egress if way["name"] != "one"] + new,
+           egress_pool=[late, hub, {**shop, "members": ["two"]}, main])
+    leaves_by(of_shop, ("127.61.0.5", "new.test"), "the pool's only member, as it is now")
+    before = len(sink.messages)
+    send(box, "a@late.test", ["x@plain.test"])
+    sink.wait(before + 1)
+    check_equal(sink.ways()[before][1], "mail.test", "a new pool")
+    relay.wait_event("delivered", site="route:plain.test@late")
+    change(egress=[way for way in relay.config["egress"] if way["name"] in ("main", "hub")], egress_pool=[main, hub])
+    leaves_by(of_hub, ("127.61.0.1", "main.test"), "a pool that is gone: the usual one")
+    done = relay.cli("reload", ok=False)
+    check_equal(done.returncode, 0, f"nothing is new: {done.stderr}")
+
+    sink = box.sinks["asking"]
+    wait_until(lambda: sink.open_now == 0, "idle connections to be closed")
+    sink.script["connect"] = [3600]
+    change(timeouts={"greeting": "1s"}, delivery={"egress_pool": "main", "idle_timeout": "1s"})
+    queue_id = send(box, "a@hub.test", ["x@asking.test"])[0]
+    check("timed out" in relay.wait_event("deferred", id=queue_id)["reply"], "the new time limit")
+    sink.script["connect"] = [None]
+    relay.cli("queue", "flush")
+    relay.wait_queue_empty()
+
+
 def stop(box):
     """SIGTERM ends it with status 0"""
     box.relay.stop()
 
 
-main(start, by_sender_and_route, explained, limits, rules, restarted, stop)
+main(start, by_sender_and_route, explained, limits, rules, restarted, reloaded, stop)

@@ -233,7 +233,7 @@ def bad_reload(box):
     for change, message in (({"limits": {"errors_max": 0}}, "errors_max = 0 is out of range"),
                             ({"tls": {"certificate": "/nowhere", "key": "/nowhere"}}, "/nowhere"),
                             ({"shards": 7}, "shards cannot change while the process runs"),
-                            ({"dns": {"timeout": "1s"}}, "another section")):
+                            ({"dns": {"timeout": "1s"}}, "[dns]")):
         box.relay.config = {**good, "client_limits": {"sessions_max": 1}, **change}
         box.relay.write_config()
         done = box.relay.cli("reload", ok=False)

@@ -91,7 +91,8 @@ impl<M: Messages> Clone for Outbound<M> {
 struct Shared<M: Messages> {
     messages: M,
     to_scheduler: rt::Sender<ToScheduler>,
-    surroundings: Rc<Surroundings>,
+    /// Of the next connections.
+    surroundings: RefCell<Rc<Surroundings>>,
     /// Lanes that take jobs; bounded by the scheduler, which opens them.
     lanes: RefCell<HashMap<LaneId, Rc<Inbox>>>,
     tasks: rt::TaskGroup,
@@ -138,11 +139,19 @@ impl<M: Messages> Outbound<M> {
         Outbound(Rc::new(Shared {
             messages,
             to_scheduler,
-            surroundings: Rc::new(Surroundings { limits, timeouts, tls, dead_hosts, chunk_liars }),
+            surroundings: RefCell::new(Rc::new(Surroundings { limits, timeouts, tls, dead_hosts, chunk_liars })),
             lanes: RefCell::default(),
             tasks: rt::TaskGroup::default(),
             watching: Cell::new(false),
         }))
+    }
+
+    /// `ToShard::Reload`: connections that are opened from now on have these bounds and times.
+    pub fn reload(&self, limits: Delivery, timeouts: Timeouts) {
+        let mut surroundings = self.0.surroundings.borrow_mut();
+        let Surroundings { tls, dead_hosts, chunk_liars, .. } = &**surroundings;
+        let (tls, dead_hosts, chunk_liars) = (tls.clone(), dead_hosts.clone(), chunk_liars.clone());
+        *surroundings = Rc::new(Surroundings { limits, timeouts, tls, dead_hosts, chunk_liars });
     }
 
     /// `ToShard::Deliver`: takes a job; never waits.
@@ -195,7 +204,7 @@ impl<M: Messages> Outbound<M> {
             while !shared.lanes.borrow().is_empty() {
                 rt::sleep(IDLE_TICK).await;
                 let now = rt::now();
-                let idle_max = shared.surroundings.limits.idle_timeout;
+                let idle_max = shared.surroundings.borrow().limits.idle_timeout;
                 shared.lanes.borrow().values().for_each(|inbox| inbox.close_if_idle(now, idle_max));
             }
             shared.watching.set(false);

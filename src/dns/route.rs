@@ -8,7 +8,7 @@
 use super::name::DomainName;
 use super::resolver::{AddressLookup, DnsError, FamilyPolicy, Resolver};
 use crate::bus::EndpointHost;
-use crate::config::NextHopConfig;
+use crate::config::{Config, NextHopConfig};
 use crate::smtp::{EnhancedCode, Reply};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -54,7 +54,7 @@ pub struct Identity {
 }
 
 /// How to route.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RouteOptions {
     /// Port of MX hosts and literals.
     pub port: u16,
@@ -62,6 +62,17 @@ pub struct RouteOptions {
     pub allow_private_targets: bool,
     /// Which addresses, in what order.
     pub family: FamilyPolicy,
+}
+
+impl RouteOptions {
+    /// From the configuration.
+    pub fn from_config(config: &Config) -> RouteOptions {
+        RouteOptions {
+            port: config.delivery.port,
+            allow_private_targets: config.delivery.allow_private_targets,
+            family: config.dns.addresses,
+        }
+    }
 }
 
 /// A resolved next hop.

@@ -118,7 +118,7 @@ pub struct Path {
     /// Lanes with a job.
     pub busy: usize,
     /// Share beside the other paths of the site.
-    weight: u32,
+    pub weight: u32,
     /// What is owed to it of its share.
     credit: i64,
 }

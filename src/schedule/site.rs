@@ -1,6 +1,6 @@
 //! What the scheduler knows of one far side: what is ready for it, and the paths that lead there.
 
-use super::egress::{EgressPool, PoolIndex};
+use super::egress::{Egress, EgressPool, PoolIndex};
 use super::fair::FairQueue;
 use super::limits::Limits;
 use super::path::{Path, Window};
@@ -47,8 +47,10 @@ pub struct Site {
     pub policy: SitePolicy,
     /// Its bounds, for each path.
     pub limits: Limits,
-    /// One for each member of its pool.
+    /// One for each member of its pool, by index. Behind them, shut for good, those of former members that still have lanes.
     pub paths: SmallVec<[Path; 1]>,
+    /// Those former members; the others are `paths.len() - left.len()`.
+    left: Vec<Egress>,
     /// Parts that are due, per class.
     ready: [FairQueue; CLASSES],
     turns: u8,
@@ -86,6 +88,7 @@ impl Site {
             policy,
             limits,
             paths,
+            left: Vec::new(),
             ready: Default::default(),
             turns: 0,
             parts: 0,
@@ -137,6 +140,47 @@ impl Site {
         self.paths.iter_mut().for_each(|path| path.end_pause(now_ms));
     }
 
+    /// The paths of its pool's members.
+    pub fn member_paths(&self) -> &[Path] {
+        &self.paths[..self.paths.len() - self.left.len()]
+    }
+
+    /// Its pool has other members now, `before` these. One that is the same way out as one before keeps its path; a path that
+    /// nobody keeps is shut. Gives the new index of each path that has lanes.
+    pub fn take_members(&mut self, before: &[Egress], members: &[Egress]) -> Vec<usize> {
+        let ways: Vec<Egress> = before.iter().cloned().chain(self.left.drain(..)).collect();
+        let mut old: Vec<Option<Path>> = self.paths.drain(..).map(Some).collect();
+        assert_eq!(ways.len(), old.len(), "each path has its way out");
+        let mut moved = vec![usize::MAX; old.len()];
+        for (index, member) in members.iter().enumerate() {
+            let known = (0..ways.len()).find(|known| old[*known].is_some() && ways[*known].is_same_way(member));
+            let path = known.and_then(|known| {
+                moved[known] = index;
+                old[known].take()
+            });
+            let mut path = path.unwrap_or_else(|| Path::new(&self.limits, member.weight));
+            path.weight = member.weight;
+            self.paths.push(path);
+        }
+        for (index, (path, way)) in old.into_iter().zip(ways).enumerate() {
+            if let Some(mut path) = path.filter(|path| path.open > 0) {
+                path.is_shut = true;
+                moved[index] = self.paths.len();
+                self.paths.push(path);
+                self.left.push(way);
+            }
+        }
+        moved
+    }
+
+    /// Removes paths of former members at the end, if they have no lanes any more; those before them keep their index.
+    pub fn forget_left_paths(&mut self) {
+        while !self.left.is_empty() && self.paths.last().is_some_and(|path| path.open == 0) {
+            self.paths.pop();
+            self.left.pop();
+        }
+    }
+
     /// Lanes of all paths.
     pub fn open(&self) -> usize {
         self.paths.iter().map(|path| path.open).sum()
@@ -149,12 +193,12 @@ impl Site {
 
     /// Transactions that may run at once.
     pub fn window(&self) -> usize {
-        self.paths.iter().map(|path| path.window.limit()).sum()
+        self.member_paths().iter().map(|path| path.window.limit()).sum()
     }
 
     /// The last failure of any path.
     pub fn last_failure(&self) -> Option<&crate::smtp::Reply> {
-        self.paths.iter().find_map(|path| path.last_failure.as_ref())
+        self.member_paths().iter().find_map(|path| path.last_failure.as_ref())
     }
 
     /// Parts that are due.

@@ -39,14 +39,15 @@ pub(super) struct NoSession {
     pub(super) remote: Option<Arc<Remote>>,
 }
 
-/// What all connections of a shard share.
+/// What connections of a shard share: those that were opened under one configuration the times and bounds, all of them
+/// the rest.
 pub(super) struct Surroundings {
     pub(super) limits: Delivery,
     pub(super) timeouts: Timeouts,
     pub(super) tls: ClientTls,
-    pub(super) dead_hosts: RefCell<DeadHosts>,
+    pub(super) dead_hosts: Rc<RefCell<DeadHosts>>,
     /// Hosts that offer CHUNKING and do not know BDAT; at most [`LIARS_MAX`].
-    pub(super) chunk_liars: RefCell<HashSet<SocketAddr>>,
+    pub(super) chunk_liars: Rc<RefCell<HashSet<SocketAddr>>>,
 }
 
 /// Past it they are found out again.

@@ -202,9 +202,10 @@ async fn attempt<M: Messages>(
     job: &Job,
     message: &M::Message,
 ) -> Attempt {
+    let surroundings = shared.surroundings.borrow().clone();
     let open = match connection {
         Some(open) => open,
-        None => match Connection::open(endpoint, &shared.surroundings).await {
+        None => match Connection::open(endpoint, &surroundings).await {
             Ok(open) => connection.insert(open),
             Err(NoSession { outcome, remote }) => {
                 let done = job_done(job, |_| outcome.clone(), LaneState::Failed);

@@ -309,6 +309,7 @@ impl Scheduler {
         let path = &mut self.sites[entry.site as usize].paths[entry.path];
         path.open -= 1;
         path.idle.retain(|other| *other != lane);
+        self.sites[entry.site as usize].forget_left_paths();
         self.wake_site(entry.site);
         self.forget_site(entry.site);
         self.wake_starved();
@@ -403,7 +404,8 @@ impl Scheduler {
     /// A path of a site is paused.
     pub(super) fn pause_site(&mut self, now: u64, key: u32, path: usize, until_ms: u64) {
         let site = &self.sites[key as usize];
-        let egress = (site.paths.len() > 1).then(|| self.egress[usize::from(site.key.pool)][path].name.clone());
+        let egress = self.egress[site.key.pool as usize].get(path).filter(|_| site.paths.len() > 1);
+        let egress = egress.map(|egress| egress.name.clone());
         let reply = site.paths[path].last_failure.clone();
         self.actions.push_back(Action::SitePaused { site: site.name.clone(), egress, until_ms, reply });
         self.arm_site(now, key);

@@ -1,8 +1,10 @@
 //! Ways out as a whole: one that fails at several sites which others reach is left out for a while.
 
 use super::{Action, Scheduler};
-use crate::schedule::egress::{PoolIndex, Pools};
+use crate::bus::LaneId;
+use crate::schedule::egress::{Egress, EgressPool, PoolIndex, Pools};
 use crate::schedule::path::Health;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What is known of one egress.
@@ -26,10 +28,14 @@ pub(super) enum EgressHealth {
 /// Sites that must fail by an egress, and not by another of its pool, before it is left out.
 const FAILING_SITES: usize = 3;
 
+impl EgressState {
+    fn new(egress: &Egress) -> EgressState {
+        EgressState { name: egress.name.clone(), health: EgressHealth::Open, times: 0, failing: Vec::new() }
+    }
+}
+
 pub(super) fn states(pools: &Pools) -> Vec<Vec<EgressState>> {
-    let state =
-        |name: &Arc<str>| EgressState { name: name.clone(), health: EgressHealth::Open, times: 0, failing: Vec::new() };
-    pools.all().iter().map(|pool| pool.members.iter().map(|member| state(&member.name)).collect()).collect()
+    pools.all().iter().map(|pool| pool.members.iter().map(EgressState::new).collect()).collect()
 }
 
 /// What `site suspend` calls an egress.
@@ -40,7 +46,7 @@ pub(super) fn suspension_name(egress: &str) -> String {
 impl Scheduler {
     /// Whether a path by this egress is shut: by the operator, or because it fails everywhere.
     pub(super) fn is_shut(&self, pool: PoolIndex, member: usize) -> bool {
-        let state = &self.egress[usize::from(pool)][member];
+        let state = &self.egress[pool as usize][member];
         let by_operator = !self.suspended.is_empty() && self.suspended.contains(&*suspension_name(&state.name));
         by_operator || state.health != EgressHealth::Open
     }
@@ -49,14 +55,16 @@ impl Scheduler {
     /// paths of the site tell.
     pub(super) fn judge_egress(&mut self, now: u64, site: u32, member: usize, succeeded: bool) {
         let judged = &self.sites[site as usize];
-        if judged.paths.len() < 2 {
+        let members = judged.member_paths();
+        // Past the members: what the configuration has no more.
+        if members.len() < 2 || member >= members.len() {
             return;
         }
         let pool = judged.key.pool;
-        let is_reached = judged.paths.iter().enumerate().any(|(index, path)| {
+        let is_reached = members.iter().enumerate().any(|(index, path)| {
             index != member && path.has_succeeded && path.health == Health::Open && path.failures == 0
         });
-        let state = &mut self.egress[usize::from(pool)][member];
+        let state = &mut self.egress[pool as usize][member];
         if succeeded {
             state.times = 0;
             state.failing.clear();
@@ -69,7 +77,7 @@ impl Scheduler {
     }
 
     fn suspend_egress(&mut self, now: u64, pool: PoolIndex, member: usize) {
-        let state = &mut self.egress[usize::from(pool)][member];
+        let state = &mut self.egress[pool as usize][member];
         state.failing.clear();
         let pause_ms = self.settings.pause_ms_min.saturating_mul(2 << state.times.min(20));
         let until_ms = now + self.random.jitter(pause_ms.min(self.settings.pause_ms_max));
@@ -136,5 +144,65 @@ impl Scheduler {
         let mut places = places.flat_map(|(pool, members)| (0..members.len()).map(move |member| (pool, member)));
         let found = places.find(|(pool, member)| *self.egress[*pool][*member].name == *wanted);
         found.map(|(pool, member)| (pool as PoolIndex, member))
+    }
+
+    /// Takes over other pools. Ways that are as they were keep what is known of them; over the others nothing new starts.
+    /// Gives whether mail has to go by another pool, see [`Scheduler::reroute`].
+    pub(super) fn take_pools(&mut self, now: u64, new: Pools) -> bool {
+        if self.settings.pools == new {
+            return false;
+        }
+        let before = self.settings.pools.all().to_vec();
+        let mut used: HashSet<PoolIndex> = self.sites.iter().map(|(_, site)| site.key.pool).collect();
+        used.extend(self.hops.iter().map(|(_, hop)| hop.pool));
+        used.extend(self.domains.iter().map(|(_, domain)| domain.pool));
+        let is_any_gone = self.settings.pools.take(new, |index| !used.contains(&index));
+        self.domain_index.resize_with(self.settings.pools.all().len(), Default::default);
+        self.egress.resize_with(self.settings.pools.all().len(), Vec::new);
+        for (index, old) in before.iter().enumerate() {
+            self.keep_states(index as PoolIndex, old);
+        }
+        for pool in before.len()..self.egress.len() {
+            self.egress[pool] = self.settings.pools.all()[pool].members.iter().map(EgressState::new).collect();
+        }
+        let keys: Vec<u32> = self.sites.iter().map(|(key, _)| key as u32).collect();
+        for key in keys {
+            let site = &self.sites[key as usize];
+            let pool = site.key.pool;
+            if !site.is_mailbox() && before[pool as usize].members != self.settings.pools.get(pool).members {
+                self.change_paths(now, key, &before[pool as usize].members);
+            }
+        }
+        is_any_gone
+    }
+
+    /// The members of a pool are others: those that are as they were keep their state.
+    fn keep_states(&mut self, pool: PoolIndex, before: &EgressPool) {
+        let mut old: Vec<Option<EgressState>> =
+            std::mem::take(&mut self.egress[pool as usize]).into_iter().map(Some).collect();
+        let mut state = |member: &Egress| {
+            let known = before.members.iter().position(|other| other.is_same_way(member));
+            known.and_then(|index| old[index].take()).unwrap_or_else(|| EgressState::new(member))
+        };
+        self.egress[pool as usize] = self.settings.pools.get(pool).members.iter().map(&mut state).collect();
+    }
+
+    /// The paths of a site become those of its pool's members. Lanes of a path that is left end with their job.
+    fn change_paths(&mut self, now: u64, key: u32, before: &[Egress]) {
+        let pool = self.sites[key as usize].key.pool;
+        let members = &self.settings.pools.get(pool).members;
+        let moved = self.sites[key as usize].take_members(before, members);
+        for member in 0..members.len() {
+            self.sites[key as usize].paths[member].is_shut = self.is_shut(pool, member);
+        }
+        for lane in self.lanes.values_mut().filter(|lane| lane.site == key) {
+            lane.path = moved[lane.path];
+        }
+        let site = &self.sites[key as usize];
+        let left = &site.paths[site.member_paths().len()..];
+        let idle: Vec<LaneId> = left.iter().flat_map(|path| path.idle.iter().copied()).collect();
+        for lane in idle {
+            self.close_lane(now, lane);
+        }
     }
 }

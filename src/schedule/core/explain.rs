@@ -169,8 +169,8 @@ impl Scheduler {
         if site.ready_len() > 0 && !site.may_start(now) {
             row["reason"] = site_reason(now, site).into();
         }
-        if site.paths.len() > 1 {
-            let names = self.egress[usize::from(site.key.pool)].iter().map(|egress| &*egress.name);
+        if site.member_paths().len() > 1 {
+            let names = self.egress[site.key.pool as usize].iter().map(|egress| &*egress.name);
             let path = |(path, name): (&Path, &str)| {
                 let (state, until_ms) = path_state(path);
                 json!({
@@ -179,7 +179,7 @@ impl Scheduler {
                     "last_failure": path.last_failure.as_ref().map(|reply| reply.to_string()),
                 })
             };
-            row["paths"] = site.paths.iter().zip(names).map(path).collect();
+            row["paths"] = site.member_paths().iter().zip(names).map(path).collect();
         }
         row
     }
@@ -196,7 +196,7 @@ fn site_state(now: u64, site: &Site) -> (&'static str, Option<u64>) {
         "paused" => 2,
         _ => 3,
     };
-    let best = site.paths.iter().min_by_key(|path| (rank(path), path.waits_until(now)));
+    let best = site.member_paths().iter().min_by_key(|path| (rank(path), path.waits_until(now)));
     best.map_or(("suspended", None), path_state)
 }
 

@@ -220,13 +220,13 @@ impl Scheduler {
             NextHop::Fixed(index) => self.router.pool_of(index, &self.settings.pools).unwrap_or(pool),
             NextHop::Mx => pool,
         };
-        if let Some(key) = self.domain_index[usize::from(pool)].get(name) {
+        if let Some(key) = self.domain_index[pool as usize].get(name) {
             self.domains[*key as usize].recipients += 1;
             return *key;
         }
         let hop = self.hop_for(name, pool);
         let key = self.domains.insert(Domain { name: name.clone(), pool, hop, recipients: 1 }) as u32;
-        self.domain_index[usize::from(pool)].insert(name.clone(), key);
+        self.domain_index[pool as usize].insert(name.clone(), key);
         key
     }
 
@@ -263,7 +263,7 @@ impl Scheduler {
     /// A domain is not found by its name any more. After a change of routes two may have one name and pool; the other stays.
     pub(super) fn unindex_domain(&mut self, key: u32) {
         let domain = &self.domains[key as usize];
-        let index = &mut self.domain_index[usize::from(domain.pool)];
+        let index = &mut self.domain_index[domain.pool as usize];
         if index.get(&domain.name) == Some(&key) {
             index.remove(&domain.name);
         }

@@ -38,7 +38,7 @@ mod simulation;
 mod tests;
 mod view;
 
-use super::egress::PoolIndex;
+use super::egress::{PoolIndex, Pools};
 use super::index::QueueIdIndex;
 use super::lists::{NumberLists, Numbers};
 use super::pool::{Linked, Links, List, Pool};
@@ -615,19 +615,25 @@ impl Scheduler {
         }
     }
 
-    /// Takes over other retry times, limits, reply rules and routes; pools and shards stay as they are.
+    /// Takes over other retry times, limits, reply rules, pools and routes; the number of shards stays as it is.
     pub fn reconfigure(&mut self, now: u64, settings: Settings, router: &Router) {
         self.rules = RuleMemo::new(settings.rules.clone());
         self.recipients_max = settings.limits.recipients_max();
-        let (pools, shards) = (self.settings.pools.clone(), self.settings.shards);
-        self.settings = Settings { pools, shards, ..settings };
+        let is_any_gone = self.take_pools(now, settings.pools);
+        self.settings = Settings {
+            pools: std::mem::replace(&mut self.settings.pools, Pools::plain("")),
+            shards: self.settings.shards,
+            // Lanes that are open go on with the time limits that they began with.
+            job_ms_max: settings.job_ms_max.max(self.settings.job_ms_max),
+            ..settings
+        };
         let keys: Vec<u32> = self.sites.iter().map(|(key, _)| key as u32).collect();
         for key in keys {
             let limits = self.limits_of(&self.sites[key as usize].key, &self.sites[key as usize].hosts);
             self.sites[key as usize].set_limits(limits);
             self.wake_site(key);
         }
-        if self.router.take_routes(router) {
+        if self.router.take_routes(router) || is_any_gone {
             self.reroute(now);
         }
     }

@@ -73,6 +73,17 @@ impl Scheduler {
         self.forget_old_routes();
     }
 
+    /// Other rules for hosts count from now on: every answer is asked for again before it is used.
+    pub fn forget_answers(&mut self) {
+        for (_, hop) in self.hops.iter_mut().filter(|(_, hop)| hop.target.is_some()) {
+            match &mut hop.route {
+                RouteState::Known { fresh_until, stale_until, .. } => (*fresh_until, *stale_until) = (0, 0),
+                RouteState::Failed { until, .. } => *until = 0,
+                RouteState::Unknown => {}
+            }
+        }
+    }
+
     /// Whether by the answers at hand a part is where it belongs.
     fn leads_to_its_site(&self, part: &Part) -> bool {
         self.recipients_in(part).iter().all(|recipient| {
@@ -85,10 +96,11 @@ impl Scheduler {
     fn forget_old_routes(&mut self) {
         let hops = &self.hops;
         let is_unused = |hop: &Hop| hop.domains == 0 && !hop.looking;
-        let router = &self.router;
+        let (router, pools) = (&self.router, &self.settings.pools);
+        let is_gone = |(index, pool): &(usize, PoolIndex)| !router.is_active(*index) || pools.current(*pool) != *pool;
         let gone: Vec<u32> = self
             .fixed_hops
-            .extract_if(|(index, _), hop| !router.is_active(*index) && is_unused(&hops[*hop as usize]))
+            .extract_if(|key, hop| is_gone(key) && is_unused(&hops[*hop as usize]))
             .map(|(_, hop)| hop)
             .collect();
         for hop in gone {
@@ -100,16 +112,17 @@ impl Scheduler {
     fn rehop_domain(&mut self, key: u32) {
         let Domain { name, pool, hop: old, .. } = &self.domains[key as usize];
         let (name, own_pool, old) = (name.clone(), *pool, *old);
-        // The sender's pool is not known here; what it was stays, unless the route names one.
+        // The sender's pool is not known here; what it was stays while it is there, unless the route names one.
+        let pools = &self.settings.pools;
         let pool = match self.router.next_hop(&name) {
             NextHop::Mailbox => 0,
-            NextHop::Fixed(index) => self.router.pool_of(index, &self.settings.pools).unwrap_or(own_pool),
-            NextHop::Mx => own_pool,
+            NextHop::Fixed(index) => self.router.pool_of(index, pools).unwrap_or(pools.current(own_pool)),
+            NextHop::Mx => pools.current(own_pool),
         };
         if pool != own_pool {
             self.unindex_domain(key);
             self.domains[key as usize].pool = pool;
-            self.domain_index[usize::from(pool)].entry(name.clone()).or_insert(key);
+            self.domain_index[pool as usize].entry(name.clone()).or_insert(key);
         }
         let hop = self.hop_for(&name, pool);
         self.domains[key as usize].hop = hop;

@@ -63,8 +63,8 @@ enum Event {
     Restart,
     Order(Order, Criteria),
     Suspend(String, bool),
-    /// The routes are changed.
-    Routes(Router),
+    /// Routes, and what mail leaves by, are changed.
+    Configured(Router, Pools),
 }
 
 /// What the world knows of a recipient.
@@ -225,9 +225,10 @@ impl World {
         }
         if self.seed % 4 == 1 {
             let without = Router::new(&["local.test".into()], &[smarthost("d0.test"), smarthost(".hub.test")]);
-            for router in [without, self.router.clone()] {
+            let others = other_pools(&self.settings.pools, &mut self.random);
+            for (router, pools) in [(without, others), (self.router.clone(), self.settings.pools.clone())] {
                 let at = self.random.below(span * 2);
-                self.after(at, Event::Routes(router));
+                self.after(at, Event::Configured(router, pools));
             }
         }
     }
@@ -381,7 +382,8 @@ impl World {
             }
             Event::Restart => self.restart(),
             Event::Order(order, criteria) => self.order(&order, &criteria),
-            Event::Routes(router) => {
+            Event::Configured(router, pools) => {
+                self.settings.pools = pools;
                 self.core.reconfigure(self.now, self.settings.clone(), &router);
                 self.router = router;
                 // A route that goes and comes back begins anew, as a site does that is forgotten.
@@ -444,7 +446,7 @@ impl World {
         let gone = |event: &Event| {
             let of_operators = matches!(
                 event,
-                Event::Flush | Event::Restart | Event::Order(..) | Event::Suspend(..) | Event::Routes(_)
+                Event::Flush | Event::Restart | Event::Order(..) | Event::Suspend(..) | Event::Configured(..)
             );
             !of_operators && !matches!(event, Event::Accept(_))
         };
@@ -877,8 +879,32 @@ fn random_pools(random: &mut Random) -> Pools {
         EgressPool { name: format!("pool{pool}").into(), members: members.collect() }
     });
     let pools: Vec<EgressPool> = pools.collect();
-    let by_sender_domain = (0..pools.len()).map(|pool| (pool as u32, pool as u8)).collect();
+    let by_sender_domain = (0..pools.len()).map(|pool| (pool as u32, pool as u32)).collect();
     Pools::new(pools, by_sender_domain)
+}
+
+/// The same with some pools and members gone and others there.
+fn other_pools(pools: &Pools, random: &mut Random) -> Pools {
+    let mut changed: Vec<EgressPool> = Vec::new();
+    for (index, pool) in pools.all().iter().enumerate() {
+        let mut pool = pool.clone();
+        if index > 0 && random.below(3) == 0 {
+            pool.name = format!("other{index}").into();
+        }
+        if pool.members.len() > 1 && random.below(2) == 0 {
+            pool.members.remove(random.below(pool.members.len() as u64) as usize);
+        }
+        if random.below(2) == 0 {
+            let name: Arc<str> = format!("new{index}.test").into();
+            pool.members.insert(0, Egress { name: name.clone(), helo: name, ..pool.members[0].clone() });
+        }
+        changed.push(pool);
+    }
+    if changed.len() > 1 && random.below(2) == 0 {
+        changed.pop();
+    }
+    let last = changed.len() as u32 - 1;
+    Pools::new(changed, (0..3).map(|domain| (domain, domain.min(last))).collect())
 }
 
 /// What a seed is a history of.

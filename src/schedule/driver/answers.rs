@@ -12,7 +12,7 @@ use crate::schedule::random::Random;
 use crate::schedule::router::LookupTarget;
 use crate::smtp::{Address, EnhancedCode, Reply};
 use crate::spool::QueueId;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -101,7 +101,7 @@ pub(super) struct Lookups {
 pub(super) struct Asker {
     resolver: Resolver,
     identity: Identity,
-    options: RouteOptions,
+    options: Cell<RouteOptions>,
     random: RefCell<Random>,
     answers: Answers,
 }
@@ -115,7 +115,7 @@ impl Lookups {
         answers: Answers,
     ) -> Lookups {
         let random = RefCell::new(Random::new(seed));
-        let asker = Rc::new(Asker { resolver, identity, options, random, answers });
+        let asker = Rc::new(Asker { resolver, identity, options: Cell::new(options), random, answers });
         Lookups { asker, running: 0, waiting: VecDeque::new() }
     }
 
@@ -132,6 +132,11 @@ impl Lookups {
             unanswered.asker = None;
             asker.answers.put(Answer::Routed { hop, result });
         });
+    }
+
+    /// Other rules for the next questions; gives whether they differ.
+    pub(super) fn set_options(&self, options: RouteOptions) -> bool {
+        self.asker.options.replace(options) != options
     }
 
     /// For a question besides those of deliveries.
@@ -157,7 +162,7 @@ impl Asker {
             LookupTarget::Socket(path) => NextHop::Socket(path),
         };
         let mut random = || self.random.borrow_mut().bits();
-        resolve_route(&self.resolver, next_hop, &self.identity, &self.options, &mut random).await
+        resolve_route(&self.resolver, next_hop, &self.identity, &self.options.get(), &mut random).await
     }
 }
 

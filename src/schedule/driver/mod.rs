@@ -323,6 +323,9 @@ impl Driver {
                 let settings = Settings::from_config(&config, self.shards.len());
                 self.logger.set_rules(settings.rules.clone());
                 self.core.reconfigure(now, settings, &Router::from_config(&config));
+                if self.lookups.set_options(RouteOptions::from_config(&config)) {
+                    self.core.forget_answers();
+                }
                 self.config = config;
             }
             ToScheduler::Stop => self.stop_asked = true,

@@ -310,6 +310,57 @@ fn mail_follows_a_route_that_is_changed_while_it_waits() {
     assert!(!left.contains(&"route:a.example".to_owned()), "a route that is gone leaves no site: {left:?}");
 }
 
+#[test]
+fn mail_follows_the_pools_that_are_changed_while_it_waits() {
+    let shop = SenderKey { address: 1, domain: 77 };
+    let pools = |main: &[&str], other: Option<(&str, &[&str])>| {
+        let members = |names: &[&str]| names.iter().map(|name| egress(name, 1)).collect();
+        let mut pools = vec![pool("main", members(main))];
+        pools.extend(other.map(|(name, names)| pool(name, members(names))));
+        let last = pools.len() as u32 - 1;
+        Settings { pools: Pools::new(pools, [(77, last)].into()), ..settings() }
+    };
+    let mut bench = Bench::new(pools(&["a", "b"], Some(("shop", &["s"]))), Router::default());
+    let router = bench.scheduler.router.clone();
+    let reconfigure = |bench: &mut Bench, settings: Settings| {
+        bench.scheduler.reconfigure(bench.now, settings, &router);
+        bench.pump();
+    };
+    for _ in 0..12 {
+        bench.accept(&["far.example"]);
+    }
+    for _ in 0..6 {
+        bench.accept_from(shop, "far.example");
+    }
+    let take_jobs = |bench: &mut Bench| -> Vec<Job> { bench.jobs.drain(..).map(|(_, job)| job).collect() };
+    let running = take_jobs(&mut bench);
+    assert_eq!(running.len(), 15, "as many as the windows of three ways let start");
+
+    reconfigure(&mut bench, pools(&["b", "c"], None));
+    let started = take_jobs(&mut bench);
+    assert!(!started.is_empty() && started.iter().all(|job| said(job) == "c"), "b is busy, a and s are no more");
+    for job in running.into_iter().chain(started) {
+        let (lane, way) = (job.lane, said(&job));
+        let lane_state = if way == "s" { LaneState::Closed } else { LaneState::Open };
+        bench.done(job, lane_state, |_| delivered());
+        assert_eq!(bench.closing.contains(&lane), way == "a", "what is left closes after its job");
+    }
+    while let Some((_, job)) = bench.jobs.pop_front() {
+        bench.done(job, LaneState::Closed, |_| delivered());
+    }
+    assert_eq!(bench.scheduler.message_count(), 0);
+    for lane in std::mem::take(&mut bench.closing) {
+        bench.scheduler.handle_lane_closed(lane);
+    }
+    let names: Vec<String> = bench.scheduler.sites.iter().map(|(_, site)| site.name.to_string()).collect();
+    assert_eq!(names, ["mx:mx.far.example"]);
+    assert_eq!(bench.scheduler.sites.iter().next().expect("it is there").1.paths.len(), 2);
+
+    reconfigure(&mut bench, pools(&["b"], Some(("shop", &["s"]))));
+    bench.accept_from(shop, "far.example");
+    assert_eq!(said(&bench.job()), "s", "a pool that comes back is used again");
+}
+
 /// Wake-ups and jobs of an hour in which each job ends without a connection.
 fn dead_hour(bench: &mut Bench) -> (u32, u32) {
     let (until, mut wakes, mut jobs) = (bench.now + HOUR, 0, 0);
