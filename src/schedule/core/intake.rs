@@ -225,7 +225,8 @@ impl Scheduler {
             return *key;
         }
         let hop = self.hop_for(name, pool);
-        let key = self.domains.insert(Domain { name: name.clone(), pool, hop, recipients: 1 }) as u32;
+        let domain = Domain { name: name.clone(), pool, hop, recipients: 1, idle_since: 0, is_listed: false };
+        let key = self.domains.insert(domain) as u32;
         self.domain_index[pool as usize].insert(name.clone(), key);
         key
     }
@@ -234,21 +235,38 @@ impl Scheduler {
         let domain = &mut self.domains[key as usize];
         domain.recipients -= 1;
         if domain.recipients == 0 {
-            self.idle_domains.push_back((key, now));
+            domain.idle_since = now;
+            if !std::mem::replace(&mut domain.is_listed, true) {
+                self.idle_domains.push_back((key, now + DOMAIN_IDLE_MS));
+            }
         }
+    }
+
+    /// When the first idle domain is to be looked at.
+    pub(super) fn idle_domain_due_ms(&self) -> Option<u64> {
+        let first = self.idle_domains.front().map(|(_, due)| *due);
+        // More idle names than this are not worth the memory.
+        if self.idle_domains.len() > IDLE_DOMAINS_MAX { Some(0) } else { first }
     }
 
     /// Forgets domains that had no recipients for a while, with their hops and sites: a bounded number.
     pub(super) fn forget_idle_domains(&mut self, now: u64) {
         for _ in 0..64 {
-            let Some((key, since)) = self.idle_domains.front().copied() else { return };
-            // More idle names than this are not worth the memory.
-            if since + DOMAIN_IDLE_MS > now && self.idle_domains.len() <= IDLE_DOMAINS_MAX {
+            let is_full = self.idle_domains.len() > IDLE_DOMAINS_MAX;
+            if self.idle_domain_due_ms().is_none_or(|due| due > now) {
                 return;
             }
-            self.idle_domains.pop_front();
-            // It may be in use again, or stand here twice; an entry in use is put back when it is released.
-            if self.domains.get(key as usize).is_none_or(|domain| domain.recipients > 0) {
+            let Some((key, _)) = self.idle_domains.pop_front() else { return };
+            let domain = &mut self.domains[key as usize];
+            domain.is_listed = false;
+            // In use again, it is listed again when it is released.
+            if domain.recipients > 0 {
+                continue;
+            }
+            let due = domain.idle_since + DOMAIN_IDLE_MS;
+            if due > now && !is_full {
+                domain.is_listed = true;
+                self.idle_domains.push_back((key, due));
                 continue;
             }
             self.unindex_domain(key);

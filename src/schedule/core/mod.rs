@@ -327,7 +327,8 @@ pub struct Scheduler {
     domains: Slab<Domain>,
     /// Domains by pool and name.
     domain_index: Vec<HashMap<Arc<str>, u32>>,
-    /// Domains that lost their last recipient, and when; looked at again after [`DOMAIN_IDLE_MS`].
+    /// Domains that lost their last recipient, each at most once, and when they are to be looked at for having had none for
+    /// [`DOMAIN_IDLE_MS`].
     idle_domains: VecDeque<(u32, u64)>,
     hops: Slab<Hop>,
     fixed_hops: HashMap<(usize, PoolIndex), u32>,
@@ -481,6 +482,10 @@ struct Domain {
     hop: u32,
     /// Recipients that name it.
     recipients: usize,
+    /// When it lost the last of them, milliseconds.
+    idle_since: u64,
+    /// It stands in the list of idle domains; it may be in use again meanwhile.
+    is_listed: bool,
 }
 
 /// Something that has hosts: a domain's MX, a fixed route, or the mailboxes.
@@ -698,7 +703,7 @@ impl Scheduler {
         let wheels = wheels.into_iter().flatten().map(|tick| self.ms_of(tick));
         let site = self.site_timers.peek().map(|Reverse((ms, _))| *ms);
         let watch = (!self.lanes.is_empty()).then_some(self.watch_ms);
-        wheels.chain(site).chain(watch).chain(self.egress_due_ms()).min()
+        wheels.chain(site).chain(watch).chain(self.egress_due_ms()).chain(self.idle_domain_due_ms()).min()
     }
 
     /// Does what is due, a bounded amount of it: more may be due afterwards.

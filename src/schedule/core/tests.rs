@@ -721,6 +721,27 @@ fn idle_domains_hops_and_sites_are_forgotten() {
 }
 
 #[test]
+fn a_domain_in_and_out_of_use_is_listed_once_and_kept() {
+    let mut bench = Bench::plain();
+    let pass = |bench: &mut Bench| {
+        bench.accept(&["a.example"]);
+        let job = bench.job();
+        bench.done(job, LaneState::Open, |_| delivered());
+    };
+    for _ in 0..1000 {
+        pass(&mut bench);
+        assert_eq!(bench.scheduler.idle_domains.len(), 1);
+    }
+    // Last used nine minutes after it became idle for the first time: it is to be forgotten ten minutes after that.
+    bench.go_to(bench.now + 9 * MINUTE);
+    pass(&mut bench);
+    bench.go_to(bench.now + 9 * MINUTE);
+    assert_eq!((bench.scheduler.domains.len(), bench.scheduler.idle_domains.len()), (1, 1));
+    bench.go_to(bench.now + 2 * MINUTE);
+    assert_eq!((bench.scheduler.domains.len(), bench.scheduler.idle_domains.len()), (0, 0));
+}
+
+#[test]
 fn a_queued_message_stays_small() {
     // At each size the index is as empty as it can be after growth: 7/8 of a power of two, and a little more.
     for messages in [10_000, 20_000] {
