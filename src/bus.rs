@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Index of a recipient in its envelope.
 pub type RecipientIndex = u16;
@@ -136,6 +136,8 @@ pub enum ToShard {
     FreeSegment(u64),
     /// Write these records once more, so that their segment can be freed; each answered with `ToScheduler::Moved`.
     Move(Vec<(QueueId, Location)>),
+    /// Let transactions of clients begin no closer than this on average; zero lets them begin as they come.
+    Pace(Duration),
     /// New sessions go by this configuration.
     Reload(Arc<crate::reload::Reloaded>),
     /// Stop accepting (first step of a stop).

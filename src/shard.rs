@@ -111,6 +111,7 @@ pub async fn run(seed: Seed) {
                 let submitter = submitter.clone();
                 rt::spawn(async move { submitter.submit(token, *envelope, content).await });
             }
+            ToShard::Pace(interval) => receiver.set_pace(interval),
             ToShard::Reload(reloaded) => {
                 outbound.reload(reloaded.config.delivery.clone(), reloaded.config.timeouts.clone());
                 receiver.reload(&reloaded);

@@ -34,6 +34,9 @@ pub struct Limits {
     pub tarpit_errors: usize,
     /// Default 1 s.
     pub tarpit_delay: Duration,
+    /// Messages that wait for sites which keep up before clients are slowed down to the speed of delivery; 0 is never;
+    /// default 100,000.
+    pub hold_back_after: u64,
     /// Sessions at once on all listeners; default 16,384.
     pub sessions_max: usize,
     /// Time that a stop waits for sessions; default 10 s.
@@ -55,6 +58,7 @@ pub(super) struct LimitsTable {
     errors_max: Spanned<usize>,
     tarpit_errors: Spanned<usize>,
     tarpit_delay: Spanned<Period>,
+    hold_back_after: Spanned<u64>,
     sessions_max: Spanned<usize>,
     stop_timeout: Spanned<Period>,
 }
@@ -74,6 +78,7 @@ impl Default for LimitsTable {
             errors_max: plain(20),
             tarpit_errors: plain(10),
             tarpit_delay: seconds(1),
+            hold_back_after: plain(100_000),
             sessions_max: plain(16_384),
             stop_timeout: seconds(10),
         }
@@ -99,6 +104,7 @@ pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
             Duration::ZERO..=Duration::from_secs(60),
             "tarpit_delay",
         )?,
+        hold_back_after: in_range(&table.hold_back_after, 0..=1_000_000_000, "hold_back_after")?,
         sessions_max: in_range(&table.sessions_max, 1..=1_000_000, "sessions_max")?,
         stop_timeout: time(&table.stop_timeout, "stop_timeout")?,
     })

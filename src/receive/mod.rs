@@ -9,6 +9,7 @@ mod greylist;
 pub mod greylist_file;
 mod header;
 mod input;
+mod pace;
 pub mod policy;
 pub mod proxy;
 mod session;
@@ -79,6 +80,7 @@ struct State {
     listeners: RefCell<Vec<Listening>>,
     sessions: RefCell<Slab<OpenSession>>,
     buffers: input::Buffers,
+    pace: pace::Pace,
     stopping: Cell<bool>,
     group: rt::TaskGroup,
 }
@@ -122,6 +124,7 @@ impl Receiver {
             listeners: RefCell::default(),
             sessions: RefCell::default(),
             buffers: input::Buffers::default(),
+            pace: pace::Pace::default(),
             stopping: Cell::new(false),
             group: rt::TaskGroup::default(),
         }))
@@ -150,6 +153,11 @@ impl Receiver {
                 }
             }
         });
+    }
+
+    /// Transactions begin no closer than this on average; zero for as they come.
+    pub fn set_pace(&self, interval: Duration) {
+        self.0.pace.set(interval);
     }
 
     /// Sessions from now on go by this configuration; it has the same listeners.

@@ -298,6 +298,9 @@ impl Driver<'_> {
             Event::Mail { size } => {
                 let result = self.judge_mail(size).await;
                 self.note_refusal("mail", None, &result);
+                if result.is_ok() && self.state.pace.is_set() {
+                    Box::pin(self.hold_back()).await;
+                }
                 self.session.mail_result(result);
             }
             Event::Rcpt => {
@@ -309,6 +312,15 @@ impl Driver<'_> {
             event => Box::pin(self.handle_long(event)).await?,
         }
         Ok(())
+    }
+
+    /// Lets delivery catch up.
+    async fn hold_back(&self) {
+        if let Some(until) = self.state.pace.take_turn(rt::now()) {
+            self.context().meter.counters.messages_held_back.increment();
+            self.stream.set_deadline(rt::now() + WORK_TIME);
+            rt::sleep_until(until).await;
+        }
     }
 
     /// Events that take their time.

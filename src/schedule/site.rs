@@ -2,6 +2,7 @@
 
 use super::egress::{Egress, EgressPool, PoolIndex};
 use super::fair::FairQueue;
+use super::inflow::DRAIN_SECONDS;
 use super::limits::Limits;
 use super::path::{Path, Window};
 use super::pool::{Linked, Pool};
@@ -66,6 +67,8 @@ pub struct Site {
     pub starved: bool,
     /// An operator lets nothing start here.
     pub suspended: bool,
+    /// Jobs that ended with an answer about recipients since [`Site::take_backlog`] was asked last.
+    pub answered: u32,
     /// The earliest time at which a timer makes it look whether it can start something; 0 for none.
     pub timer_ms: u64,
 }
@@ -97,6 +100,7 @@ impl Site {
             in_ring: false,
             starved: false,
             suspended: false,
+            answered: 0,
             timer_ms: 0,
         }
     }
@@ -204,6 +208,14 @@ impl Site {
     /// Parts that are due.
     pub fn ready_len(&self) -> usize {
         self.ready.iter().map(FairQueue::len).sum()
+    }
+
+    /// Parts that are due, where at the speed of the last `period_ms` all would be done within [`DRAIN_SECONDS`]; else 0. The
+    /// next period begins.
+    pub fn take_backlog(&mut self, period_ms: u64) -> usize {
+        let answered = u64::from(std::mem::take(&mut self.answered));
+        let ready = self.ready_len();
+        if answered * DRAIN_SECONDS * 1000 >= ready as u64 * period_ms.max(1) { ready } else { 0 }
     }
 
     /// Puts a part behind the others of its class and sender.

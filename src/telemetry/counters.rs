@@ -111,6 +111,7 @@ counters! {
     messages_accepted: Counter = "ringmail_messages_accepted_total", "Messages made durable and answered with 250.";
     bytes_accepted: Counter = "ringmail_bytes_accepted_total", "Octets of accepted messages.";
     recipients_accepted: Counter = "ringmail_recipients_accepted_total", "Recipients of accepted messages.";
+    messages_held_back: Counter = "ringmail_messages_held_back_total", "Messages that waited up to 1 s at MAIL for delivery to catch up.";
     messages_refused: Counter = "ringmail_messages_refused_total", "Messages refused at or after DATA.";
     senders_refused: Counter = "ringmail_senders_refused_total", "MAIL commands refused.";
     recipients_refused: Counter = "ringmail_recipients_refused_total", "RCPT commands refused.";

@@ -678,6 +678,12 @@ impl Scheduler {
         self.sites.len()
     }
 
+    /// Parts that wait only for a connection, at sites that keep up with what comes; see [`super::inflow`]. `period_ms` is the
+    /// time since the last call. A walk over all sites.
+    pub fn take_moving_backlog(&mut self, period_ms: u64) -> u64 {
+        self.sites.iter_mut().map(|(_, site)| site.take_backlog(period_ms) as u64).sum()
+    }
+
     /// Numbers since the start.
     pub fn totals(&self) -> Totals {
         self.totals

@@ -75,7 +75,9 @@ impl Scheduler {
         self.running -= 1;
         let mut sorted = self.sort_outcomes(part, &done);
         self.ask_rules(&done, &mut sorted);
-        self.sites[site as usize].paths[path].busy -= 1;
+        let ended_at = &mut self.sites[site as usize];
+        ended_at.paths[path].busy -= 1;
+        ended_at.answered += u32::from(!sorted.delivered.is_empty() || !sorted.bounced.is_empty());
         let pause_ends =
             self.judge_site(End { now_ms: now, since_ms, lane: done.lane }, (site, path), &done, &sorted, first);
         let context = Context {

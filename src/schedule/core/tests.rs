@@ -742,6 +742,33 @@ fn a_domain_in_and_out_of_use_is_listed_once_and_kept() {
 }
 
 #[test]
+fn a_site_counts_as_moving_while_it_keeps_up() {
+    let mut bench = Bench::plain();
+    for _ in 0..500 {
+        bench.accept(&["a.example"]);
+    }
+    let job = bench.job();
+    // Nothing has ended yet.
+    assert_eq!(bench.scheduler.take_moving_backlog(1_000), 0);
+    bench.done(job, LaneState::Open, |_| delivered());
+    for _ in 0..10 {
+        let job = bench.job();
+        bench.done(job, LaneState::Open, |_| delivered());
+    }
+    // Eleven in this second are 660 in a minute; eleven in ten seconds would not be enough.
+    let ready = 500 - 11 - bench.scheduler.running_count() as u64;
+    assert_eq!(bench.scheduler.take_moving_backlog(1_000), ready);
+    // None in the next: it does not keep up. And a deferral is no progress.
+    assert_eq!(bench.scheduler.take_moving_backlog(1_000), 0);
+    let job = bench.job();
+    bench.done(job, LaneState::Open, |_| deferred(DeferralScope::Recipient));
+    assert_eq!(bench.scheduler.take_moving_backlog(1), 0);
+    let job = bench.job();
+    bench.done(job, LaneState::Open, |_| delivered());
+    assert_eq!(bench.scheduler.take_moving_backlog(10_000), 0);
+}
+
+#[test]
 fn a_queued_message_stays_small() {
     // At each size the index is as empty as it can be after growth: 7/8 of a power of two, and a little more.
     for messages in [10_000, 20_000] {

@@ -20,6 +20,7 @@ mod tests;
 use super::core::{
     Action, Incoming, IncomingRecipient, IncomingState, PendingRecipient, RecipientRecord, Record, Scheduler,
 };
+use super::inflow::{Inflow, Look};
 use super::{Router, Settings};
 use crate::bus::{Job, LaneState, ToMailbox, ToScheduler, ToShard};
 use crate::config::Config;
@@ -127,6 +128,13 @@ struct Driver {
     /// Where the checkpoint in progress is.
     checkpoint_next: Option<u32>,
     housekeeping_at: Instant,
+    /// Messages accepted since the start.
+    accepted: u64,
+    inflow: Inflow,
+    /// When the backlog was looked at last.
+    looked_ms: u64,
+    /// What shards were told last: messages a second.
+    inflow_rate: Option<f64>,
     segments_freed: usize,
     compaction: Compaction,
     /// The core has more actions than one turn takes.
@@ -198,6 +206,10 @@ impl Driver {
             answers,
             checkpoint_next: None,
             housekeeping_at: clock.started,
+            accepted: 0,
+            inflow: Inflow::default(),
+            looked_ms: clock.started_ms,
+            inflow_rate: None,
             segments_freed: 0,
             compaction: Compaction::default(),
             actions_left: false,
@@ -300,6 +312,7 @@ impl Driver {
         match event {
             ToScheduler::Accepted(message, committed_at) => {
                 self.committed = Some((message.queue_id, committed_at));
+                self.accepted += 1;
                 self.journal.accepted(&message);
                 self.core.handle_accepted(now, Incoming::from(message));
             }
@@ -468,6 +481,7 @@ impl Driver {
         for segment in self.compaction.look(&mut self.core, &mut self.journal, after) {
             self.free(Some(segment));
         }
+        self.look_at_inflow();
         let (counters, totals) = (&self.meter.counters, self.core.totals());
         counters.journal_syncs.set_total(self.journal.syncs());
         counters.recipients_delivered.set_total(totals.delivered);
@@ -478,6 +492,28 @@ impl Driver {
         counters.queue_messages.set(self.core.message_count() as u64);
         counters.queue_recipients.set(self.core.recipient_count() as u64);
         counters.queue_sites.set(self.core.site_count() as u64);
+    }
+
+    /// Tells the shards how fast mail may come in.
+    fn look_at_inflow(&mut self) {
+        let (now_ms, queued) = (self.clock.now_ms(), self.core.message_count() as u64);
+        let after = self.config.limits.hold_back_after;
+        let period_ms = now_ms.saturating_sub(std::mem::replace(&mut self.looked_ms, now_ms));
+        // The walk over the sites is for long queues only.
+        let moving = if queued > after / 4 { self.core.take_moving_backlog(period_ms) } else { 0 };
+        let rate = self.inflow.look(Look { now_ms, accepted: self.accepted, queued, moving }, after);
+        if rate == self.inflow_rate {
+            return;
+        }
+        if rate.is_some() != self.inflow_rate.is_some() {
+            match rate {
+                Some(_) => tracing::info!(waiting = moving, "clients are slowed down to the speed of delivery"),
+                None => tracing::info!(waiting = moving, "clients are no longer slowed down"),
+            }
+        }
+        self.inflow_rate = rate;
+        let interval = rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(self.shards.len() as f64 / rate));
+        self.shards.iter().for_each(|shard| shard.push(ToShard::Pace(interval)));
     }
 
     fn begin_checkpoint(&mut self) {

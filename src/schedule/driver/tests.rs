@@ -143,7 +143,7 @@ fn life(folder: &Path, messages: Vec<Envelope>, until: &'static [(&'static str, 
                         feeder.send(accepted).await.expect("the scheduler runs");
                         ToScheduler::Submitted { token, result: Ok(queue_id) }
                     }
-                    ToShard::FreeSegment(_) | ToShard::Move(_) => continue,
+                    ToShard::FreeSegment(_) | ToShard::Move(_) | ToShard::Pace(_) => continue,
                     ToShard::Reload(_) | ToShard::StopAccepting | ToShard::Stop => continue,
                 };
                 feeder.send(answer).await.expect("the scheduler runs");
