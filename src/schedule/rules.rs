@@ -7,6 +7,7 @@ use super::limits::matches;
 use crate::config::{ReplyEffect, ReplyRule, reply_rules_of};
 use crate::smtp::{EnhancedCode, Reply};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The rules that come with the program.
 pub const SHIPPED: &str = include_str!("reply_rules.toml");
@@ -28,6 +29,15 @@ impl ReplyRules {
     /// The first rule that a failure matches. `host` is who said it; our own findings have none.
     pub fn find(&self, host: Option<&str>, reply: &Reply) -> Option<&ReplyRule> {
         self.position(host, reply).map(|index| &self.0[index])
+    }
+
+    /// The longest time for which a rule lets a recipient wait.
+    pub fn longest_deferral(&self) -> Duration {
+        let time = |rule: &ReplyRule| match rule.effect {
+            ReplyEffect::Defer(time) => Some(time),
+            _ => None,
+        };
+        self.0.iter().filter_map(time).max().unwrap_or_default()
     }
 
     fn position(&self, host: Option<&str>, reply: &Reply) -> Option<usize> {

@@ -84,6 +84,14 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The longest time that a deferral can last, jitter included.
+    pub fn deferral_ms_max(&self) -> u64 {
+        let longest = self.delay_ms_max.max(millis(self.rules.longest_deferral()));
+        longest.saturating_add(longest / 4)
+    }
+}
+
 /// Bounds the descriptors that outbound connections take.
 const LANES_MAX: usize = 4096;
 /// Two large turns of the mailboxes' helpers, which share their syncs; more would only queue up there.

@@ -5,10 +5,11 @@
 //! ours. What a shard has no room for stays in an [`Outbox`], which holds at most the jobs of all lanes and the reports
 //! in the making.
 //!
-//! Modules: `answers` (lookups), `reports` (DSNs), `log` (one line per outcome), `admin` (operators), `orders` (theirs).
+//! Modules: `clock` (whose time counts), `answers` (lookups), `reports` (DSNs), `log` (one line per outcome), `admin` (operators), `orders` (theirs).
 
 mod admin;
 mod answers;
+mod clock;
 mod compaction;
 mod log;
 mod orders;
@@ -31,6 +32,7 @@ use crate::rt::{self, Receiver, Sender};
 use crate::spool::{Journal, LiveMessage, QueueId, RecipientState, SpoolReader, Survivor};
 use crate::telemetry::{EventLog, Meter};
 use answers::{Answer, Answers, Lookups};
+use clock::Clock;
 use compaction::Compaction;
 use log::{Done, Logger, Settled};
 use orders::Orders;
@@ -146,27 +148,6 @@ struct Driver {
     committed: Option<(QueueId, Instant)>,
 }
 
-/// Milliseconds since 1970 that never go back: the wall clock of the start plus what has passed since.
-#[derive(Clone, Copy)]
-struct Clock {
-    started: Instant,
-    started_ms: u64,
-}
-
-impl Clock {
-    fn now_ms(&self) -> u64 {
-        let passed = rt::now().saturating_duration_since(self.started);
-        self.started_ms + u64::try_from(passed.as_millis()).unwrap_or(u64::MAX / 2)
-    }
-
-    fn instant(&self, ms: u64) -> Instant {
-        // More than a day ahead is as good as a day: the loop only wakes once for nothing.
-        let ahead = ms.saturating_sub(self.started_ms);
-        let day_from_now = self.now_ms() - self.started_ms + 86_400_000;
-        self.started + Duration::from_millis(ahead.min(day_from_now))
-    }
-}
-
 impl Driver {
     fn new(world: World) -> Driver {
         let World { config, inbox, shards, mailbox, directory, resolver, identity, route_options, .. } = world;
@@ -223,10 +204,11 @@ impl Driver {
     /// Queues what an earlier run left: what has waited longest for its next attempt first.
     async fn take_survivors(&mut self) {
         let mut survivors = std::mem::take(&mut self.survivors);
+        let deferral_ms_max = Settings::from_config(&self.config, self.shards.len()).deferral_ms_max();
         survivors.sort_by_cached_key(|survivor| (next_ms(survivor), survivor.arrival_ms));
         for (count, survivor) in survivors.into_iter().enumerate() {
             let now = self.clock.now_ms();
-            self.core.handle_accepted(now, incoming(survivor));
+            self.core.handle_accepted(now, incoming(clock::by_clock_of_this_run(survivor, now, deferral_ms_max)));
             if count % MESSAGES_PER_TURN as usize == 0 {
                 self.act();
                 rt::yield_now().await;
@@ -314,7 +296,7 @@ impl Driver {
                 self.committed = Some((message.queue_id, committed_at));
                 self.accepted += 1;
                 self.journal.accepted(&message);
-                self.core.handle_accepted(now, Incoming::from(message));
+                self.core.handle_accepted(now, Incoming::from(clock::just_accepted(message, now)));
             }
             ToScheduler::JobDone(done) => {
                 if done.lane_state == LaneState::Failed {
