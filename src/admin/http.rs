@@ -58,7 +58,7 @@ where
 
 /// A page in a browser may send a POST here without being asked by the operator; it cannot hide where it comes from.
 fn parse(request: &hyper::Request<Incoming>) -> Result<Request, Answer> {
-    if *request.method() != Method::GET && request.headers().contains_key(ORIGIN) {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) && request.headers().contains_key(ORIGIN) {
         return Err(Answer::forbidden("web pages cannot give orders here"));
     }
     Request::parse(request.method(), request.uri().path(), request.uri().query())

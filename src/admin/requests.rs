@@ -38,6 +38,8 @@ impl Request {
                 None => return Err(Answer::not_found("there is no such page")),
             },
         };
+        // HEAD is GET whose answer goes without its body; who looks after health likes it (RFC 9110 section 9.1).
+        let method = if *method == Method::HEAD { &Method::GET } else { method };
         match query.left() {
             _ if *method != wanted => Err(Answer::wrong_method(&wanted)),
             Some(name) => Err(Answer::bad_request(&format!("there is no parameter {name:?} here"))),
@@ -199,7 +201,8 @@ impl Answer {
 
     fn wrong_method(wanted: &Method) -> Answer {
         let answer = Answer::text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {wanted}"));
-        Answer { allow: Some(wanted.to_string()), ..answer }
+        let allow = if *wanted == Method::GET { "GET, HEAD".into() } else { wanted.to_string() };
+        Answer { allow: Some(allow), ..answer }
     }
 }
 

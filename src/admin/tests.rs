@@ -83,6 +83,8 @@ fn pages() {
         assert_eq!(missing, (404, "0000000G0001 is not in the queue\n".into()));
         assert_eq!(ask(address, "GET", "/nothing").await.0, 404);
         assert_eq!(ask(address, "DELETE", "/v1/queue").await.0, 405);
+        assert_eq!(ask(address, "HEAD", "/healthz").await, (200, String::new()));
+        assert_eq!(ask(address, "HEAD", "/v1/queue/flush").await.0, 405);
     });
 }
 
