@@ -20,6 +20,12 @@ pub fn run(loaded: Loaded, file: Option<&Path>) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    if is_root() {
+        tracing::warn!(
+            "running as root, which nothing here needs: whoever broke in would own the machine; \
+             run it as an account of its own, as systemd/ringmail.service does"
+        );
+    }
     let ran = appliance::run(loaded.config, file, &log);
     writer.finish();
     match ran {
@@ -29,4 +35,9 @@ pub fn run(loaded: Loaded, file: Option<&Path>) -> ExitCode {
             ExitCode::from(error.code)
         }
     }
+}
+
+/// Whether this process may do anything.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
