@@ -113,8 +113,11 @@ impl Reloader {
             ));
         }
         let acceptors = Acceptors::load(&loaded.config, &self.server_tls).map_err(|error| error.to_string())?;
+        // The last that can fail, for it takes what it is given.
+        self.directory
+            .reconfigure(&loaded.config.mailboxes)
+            .map_err(|error| format!("{error}\n  hint: mend the file; its last good content is in use"))?;
         // From here on nothing fails.
-        self.directory.refresh();
         self.doorman.set_login_limits(&loaded.config.login_limits);
         for (shared, acceptor) in self.pop3.iter().zip(acceptors.pop3) {
             if let (Some(shared), Some(acceptor)) = (shared, acceptor) {
@@ -147,6 +150,10 @@ fn what_needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         let listener = |pop3: &config::Pop3Listener| (pop3.address, pop3.tls.mode, pop3.auth_without_tls);
         config.pop3_listeners.iter().map(listener).collect::<Vec<_>>()
     };
+    let paths = |config: &Config| {
+        let config::Mailboxes { users_file, aliases_file, mail_dir, .. } = config.mailboxes.clone();
+        [users_file, aliases_file, mail_dir]
+    };
     // All fields by name, so that a new one has to be decided about.
     let Config {
         hostname,
@@ -156,7 +163,7 @@ fn what_needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         pop3_listeners: _,
         pop3_sessions,
         admin,
-        mailboxes,
+        mailboxes: _,
         dns,
         spool,
         limits,
@@ -187,8 +194,8 @@ fn what_needs_a_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[pop3_sessions]", old.pop3_sessions != *pop3_sessions),
         ("[admin]", old.admin != *admin),
         ("[limits] stop_timeout", old.limits.stop_timeout != limits.stop_timeout),
-        // Its paths follow data_dir, and its domains hostname.
-        ("[mailboxes]", old.mailboxes != *mailboxes && !is_moved && old.hostname == *hostname),
+        // They follow data_dir.
+        ("[mailboxes] users_file, aliases_file or mail_dir", paths(old) != paths(new) && !is_moved),
         ("[dns]", old.dns != *dns),
         ("[spool]", old.spool != *spool),
     ];
@@ -227,6 +234,7 @@ mod tests {
         );
         check(&format!("{SMTP}[retry]\ndelay_min = \"1s\"\n[[site]]\nmx = [\".a.test\"]\n"), &[]);
         check(&format!("{SMTP}[[route]]\ndomain = \"a.test\"\nhost = \"192.0.2.1\"\n"), &[]);
+        check(&format!("{SMTP}[mailboxes]\nlocal_domains = [\"a.test\"]\nquota = 7\n"), &[]);
         check(&format!("{SMTP}[delivery]\nconnections_max = 3\n[timeouts]\ngreeting = \"7s\"\n"), &[]);
         check(
             &format!(
@@ -237,10 +245,10 @@ mod tests {
         );
         check(
             &format!(
-                "{SMTP}[dns]\ntimeout = \"1s\"\n[mailboxes]\nquota = 7\n[spool]\nsegment_size = \"1 MiB\"\n\
+                "{SMTP}[dns]\ntimeout = \"1s\"\n[mailboxes]\nquota = 7\nmail_dir = \"x\"\n[spool]\nsegment_size = \"1 MiB\"\n\
                  [pop3_sessions]\nauto_logout = \"1s\"\n"
             ),
-            &["[pop3_sessions]", "[mailboxes]", "[dns]", "[spool]"],
+            &["[pop3_sessions]", "[mailboxes] users_file, aliases_file or mail_dir", "[dns]", "[spool]"],
         );
     }
 }

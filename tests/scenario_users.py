@@ -7,7 +7,7 @@ PASSWORD = "correct horse battery"
 
 def start(box):
     """start with one user"""
-    box.relay = box.ringmail()
+    box.relay = box.ringmail(config={"dns": {"servers": [f"127.0.0.1:{free_port()}"], "timeout": "100ms"}})
     box.relay.add_user("joe", PASSWORD)
     box.relay.start()
 
@@ -100,10 +100,67 @@ def faults(box):
     check_equal(sorted(listed(box)), ["joe", "old"], "users after all of this")
 
 
+def domains(box):
+    """a domain that becomes local by a reload has mailboxes at once, also for mail that waits; quotas change as well"""
+    with box.relay.smtp() as client:
+        client.sendmail("a@client.test", ["joe@new.test"], make_message(subject="waits for the domain"))
+    waiting = box.relay.wait_event("deferred", to="<joe@new.test>")["id"]
+    box.relay.config["mailboxes"] = {"local_domains": ["localhost", "new.test"], "quota_messages": 1,
+                                     "over_quota": "reject"}
+    box.relay.write_config()
+    box.relay.cli("reload")
+    with box.relay.smtp() as client:
+        client.ehlo()
+        client.mail("a@client.test")
+        check_equal(client.rcpt("nobody@new.test")[0], 550, "RCPT for nobody in the new domain")
+    box.relay.cli("queue", "flush")
+    box.relay.wait_event("delivered", id=waiting, site="mailbox")
+    with box.relay.smtp() as client:
+        client.ehlo()
+        client.mail("a@client.test")
+        check_equal(client.rcpt("joe@new.test")[0], 552, "RCPT for a mailbox that has what it may")
+    box.relay.config["mailboxes"]["quota_messages"] = 0
+    box.relay.write_config()
+    box.relay.cli("reload")
+    with box.relay.smtp() as client:
+        client.sendmail("a@client.test", ["joe@new.test"], make_message(subject="there is room"))
+    wait_until(lambda: len(box.relay.events("delivered", to="<joe@new.test>", site="mailbox")) == 2, "the second")
+    box.relay.config["mailboxes"] = {"local_domains": ["localhost", "new.test"], "mail_dir": "elsewhere"}
+    box.relay.write_config()
+    done = box.relay.cli("reload", ok=False)
+    check_equal((done.returncode, "mail_dir" in done.stderr), (78, True), f"another folder: {done.stderr!r}")
+    del box.relay.config["mailboxes"]
+    box.relay.write_config()
+    box.relay.cli("reload")
+
+
+def damaged(box):
+    """a users file that is damaged, empty or gone changes nothing, and `reload` says so; mended it is taken"""
+    file = box.relay.data_dir / "users"
+    good = file.read_bytes()
+    for content in (b"joe:broken\n", b"", None):
+        file.unlink() if content is None else file.write_bytes(content)
+        done = box.relay.cli("reload", ok=False)
+        check_equal(done.returncode, 78, f"status of reload with {content!r} as users")
+        check(str(file) in done.stderr, f"the file is named: {done.stderr!r}")
+        with box.relay.smtp() as client:
+            client.ehlo()
+            client.mail("a@client.test")
+            check_equal(client.rcpt("joe@localhost")[0], 250, f"RCPT with {content!r} as users")
+    file.write_bytes(good)
+    box.relay.cli("reload")
+    for user in ("joe", "old"):
+        box.relay.cli("user", "remove", user)
+    with box.relay.smtp() as client:
+        client.ehlo()
+        client.mail("a@client.test")
+        check_equal(client.rcpt("joe@localhost")[0], 550, "RCPT when the last user was removed")
+
+
 def stop(box):
     """a stop leaves nothing behind"""
     box.relay.stop()
 
 
 if __name__ == "__main__":
-    main(start, add, change, take_over, remove, faults, stop)
+    main(start, add, change, take_over, remove, faults, domains, damaged, stop)

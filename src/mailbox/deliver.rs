@@ -12,7 +12,7 @@ use super::whole_sync::WholeSyncs;
 use crate::bus::{
     Deferral, DeferralScope, Job, JobDone, LaneState, Outcome, RecipientIndex, SuccessReport, ToScheduler,
 };
-use crate::config::OverQuota;
+use crate::config::{Mailboxes, OverQuota};
 use crate::rt::{self, HelperError, HelperPool, Sender, TaskGroup};
 use crate::smtp::{EnhancedCode, Reply, ReversePath};
 use crate::spool::{BodyType, Envelope, Location, SpoolReader, StoredMessage};
@@ -127,6 +127,16 @@ impl Place {
             over_quota: mailboxes.over_quota,
             quotas: directory.quotas().clone(),
             syncs: WholeSyncs::default(),
+        }
+    }
+}
+
+impl Place {
+    /// The same with what the configuration says now.
+    fn under(self: &Arc<Place>, mailboxes: &Mailboxes) -> Arc<Place> {
+        match (self.quota, self.over_quota) == (mailboxes.quota, mailboxes.over_quota) {
+            true => self.clone(),
+            false => Arc::new(Place { quota: mailboxes.quota, over_quota: mailboxes.over_quota, ..Place::clone(self) }),
         }
     }
 }
@@ -390,10 +400,11 @@ impl<R: MessageReader> Deliverer<R> {
         let (jobs, started): (Vec<Job>, Vec<Instant>) = turn.into_iter().unzip();
         let jobs = Arc::new(jobs);
         let directory = self.directory.current().await;
+        let place = self.place.under(&self.directory.mailboxes());
         let ended = loop {
             let work = {
                 let (jobs, reader, directory, place) =
-                    (jobs.clone(), self.reader.clone(), directory.clone(), self.place.clone());
+                    (jobs.clone(), self.reader.clone(), directory.clone(), place.clone());
                 move || deliver_jobs(&reader, &directory, &place, &jobs)
             };
             match self.pool.run(work).await {
@@ -430,7 +441,6 @@ fn broken(job: &Job) -> Ended {
 mod tests {
     use super::*;
     use crate::bus::LaneId;
-    use crate::config::Mailboxes;
     use crate::smtp::Address;
     use crate::spool::QueueId;
     use std::io::Read;

@@ -18,7 +18,7 @@ use hashbrown::HashSet;
 use parking_lot::{Mutex, RwLock};
 use std::borrow::Cow;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,6 +55,10 @@ pub enum DirectoryError {
     /// The aliases file.
     #[error(transparent)]
     Aliases(#[from] AliasesError),
+    /// There were users a moment ago. Somebody writes the file in place, or moved it away; to take that for "no users" would
+    /// bounce everybody's mail.
+    #[error("{0}: is gone, or has no octets")]
+    Lost(PathBuf),
 }
 
 /// One snapshot of local domains, users and aliases. Immutable; shared as `Arc<Directory>`.
@@ -290,16 +294,23 @@ fn base_of(local_part: &str) -> &str {
 pub struct DirectoryHandle(Arc<Shared>);
 
 struct Shared {
-    mailboxes: Mailboxes,
+    mailboxes: RwLock<Arc<Mailboxes>>,
     pool: HelperPool,
     current: RwLock<Arc<Directory>>,
     /// `rt::unix_ms` of the last look at the files; whoever moves it forward looks.
     checked_ms: AtomicU64,
-    /// What the files were when `current` was made, or when they were last refused.
-    stamp: Mutex<Stamp>,
+    looked: Mutex<Looked>,
     quotas: QuotaBook,
     /// From it comes the salt that SCRAM shows for names that nobody has.
     secret: [u8; 32],
+}
+
+/// What the last look at the files has found.
+struct Looked {
+    /// What they were when `current` was made, or when they were last refused.
+    stamp: Stamp,
+    /// Why they were refused.
+    refused: Option<String>,
 }
 
 /// Changes whenever a file is replaced or written.
@@ -321,11 +332,11 @@ impl DirectoryHandle {
         let stamp = stamp_of(mailboxes);
         let directory = Directory::load(mailboxes)?;
         Ok(DirectoryHandle(Arc::new(Shared {
-            mailboxes: mailboxes.clone(),
+            mailboxes: RwLock::new(Arc::new(mailboxes.clone())),
             pool,
             current: RwLock::new(Arc::new(directory)),
             checked_ms: AtomicU64::new(rt::unix_ms()),
-            stamp: Mutex::new(stamp),
+            looked: Mutex::new(Looked { stamp, refused: None }),
             quotas: QuotaBook::default(),
             secret: read_or_make_secret(&mailboxes.users_file),
         })))
@@ -343,7 +354,7 @@ impl DirectoryHandle {
 
     /// What the mailbox of a user may hold.
     pub fn quota_of(&self, user: &str) -> Quota {
-        let default = self.0.mailboxes.quota;
+        let default = self.mailboxes().quota;
         self.snapshot().users().find(user).map_or(default, |user| user.quota(default))
     }
 
@@ -355,7 +366,7 @@ impl DirectoryHandle {
             return true;
         }
         let (quotas, user) = (self.0.quotas.clone(), user.clone());
-        let maildir = Maildir::of_user(&self.0.mailboxes.mail_dir, &user);
+        let maildir = Maildir::of_user(&self.mailboxes().mail_dir, &user);
         let looked = self.0.pool.run(move || quotas.has_room(&user, &maildir, quota, size)).await;
         !matches!(looked, Ok(Ok(false)))
     }
@@ -379,8 +390,26 @@ impl DirectoryHandle {
     }
 
     /// The configuration of mailboxes.
-    pub fn mailboxes(&self) -> &Mailboxes {
-        &self.0.mailboxes
+    pub fn mailboxes(&self) -> Arc<Mailboxes> {
+        self.0.mailboxes.read().clone()
+    }
+
+    /// Takes over another configuration, with the same paths, and the files as they are now. Blocks: for helper threads.
+    ///
+    /// # Errors
+    /// Why not: what is wrong with the files, or with them and the new domains together. Everything stays as it was.
+    pub fn reconfigure(&self, mailboxes: &Mailboxes) -> Result<(), String> {
+        self.refresh()?;
+        if *self.mailboxes() == *mailboxes {
+            return Ok(());
+        }
+        let mut looked = self.0.looked.lock();
+        let stamp = stamp_of(mailboxes);
+        let directory = self.load(mailboxes, &stamp).map_err(|error| error.to_string())?;
+        looked.stamp = stamp;
+        *self.0.mailboxes.write() = Arc::new(mailboxes.clone());
+        *self.0.current.write() = Arc::new(directory);
+        Ok(())
     }
 
     /// The snapshot as it is; never waits.
@@ -405,7 +434,8 @@ impl DirectoryHandle {
     /// why, once per change.
     pub async fn look(&self) -> Arc<Directory> {
         let handle = self.clone();
-        if let Err(error) = self.0.pool.run(move || handle.refresh()).await {
+        // What is wrong with the files is in the log.
+        if let Err(error) = self.0.pool.run(move || handle.refresh().is_ok()).await {
             tracing::warn!("users and aliases were not looked at: {error}");
         }
         self.snapshot()
@@ -421,18 +451,36 @@ impl DirectoryHandle {
     }
 
     /// Looks at the files now and takes them if they changed. Blocks: for helper threads.
-    pub fn refresh(&self) {
+    ///
+    /// # Errors
+    /// Why the files as they are were not taken, now or at an earlier look; the log has it once.
+    pub fn refresh(&self) -> Result<(), String> {
         // Held to the end: nobody goes on with what is being replaced, and no older content replaces newer.
-        let mut known = self.0.stamp.lock();
-        let stamp = stamp_of(&self.0.mailboxes);
-        if *known == stamp {
-            return;
+        let mut looked = self.0.looked.lock();
+        let mailboxes = self.mailboxes();
+        let stamp = stamp_of(&mailboxes);
+        if looked.stamp != stamp {
+            looked.refused = match self.load(&mailboxes, &stamp) {
+                Ok(directory) => {
+                    *self.0.current.write() = Arc::new(directory);
+                    None
+                }
+                Err(error) => {
+                    tracing::error!("{error}; going on with the users and aliases read before");
+                    Some(error.to_string())
+                }
+            };
+            looked.stamp = stamp;
         }
-        match Directory::load(&self.0.mailboxes) {
-            Ok(directory) => *self.0.current.write() = Arc::new(directory),
-            Err(error) => tracing::error!("{error}; going on with the users and aliases read before"),
+        looked.refused.clone().map_or(Ok(()), Err)
+    }
+
+    fn load(&self, mailboxes: &Mailboxes, stamp: &Stamp) -> Result<Directory, DirectoryError> {
+        let is_lost = stamp[0].is_none_or(|users| users.size == 0);
+        if is_lost && self.snapshot().has_users() {
+            return Err(DirectoryError::Lost(mailboxes.users_file.clone()));
         }
-        *known = stamp;
+        Directory::load(mailboxes)
     }
 }
 
@@ -461,7 +509,6 @@ fn file_stamp(path: &Path) -> Option<FileStamp> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::path::PathBuf;
 
     const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$NZB9FztXR51h7sDg8bqmxfJoIYMQDWdvlDFx3n4DKLk";
 
@@ -604,15 +651,30 @@ mod tests {
         let knows = |name: &str| handle.snapshot().users().find(name).is_some();
         assert!(!knows("joe"));
         fs::write(path("users"), format!("joe:{HASH}\n")).unwrap();
-        handle.refresh();
+        assert_eq!(handle.refresh(), Ok(()));
         assert!(knows("joe"));
         fs::write(path("users"), "joe:broken\nann:broken\n").unwrap();
-        handle.refresh();
+        for _ in 0..2 {
+            assert!(handle.refresh().unwrap_err().contains("users:1"), "each look tells of it");
+        }
         assert!(knows("joe") && !knows("ann"));
         fs::write(path("users"), format!("ann:{HASH}\n")).unwrap();
         fs::write(path("aliases"), "root: ann\n").unwrap();
-        handle.refresh();
+        assert_eq!(handle.refresh(), Ok(()));
         assert!(!knows("joe") && knows("ann"));
         assert!(matches!(handle.snapshot().lookup_local("root", "localhost"), Lookup::Expands(_)));
+        let other = Mailboxes { local_domains: vec!["b.test".into()], ..mailboxes.clone() };
+        fs::write(path("aliases"), "root@a.test: root@b.test\nroot@b.test: root@a.test\n").unwrap();
+        let both = Mailboxes { local_domains: vec!["a.test".into(), "b.test".into()], ..mailboxes.clone() };
+        assert!(handle.reconfigure(&both).unwrap_err().contains("alias loop"));
+        assert!(handle.snapshot().is_local_domain("localhost"));
+        assert_eq!(handle.reconfigure(&other), Ok(()));
+        assert!(handle.snapshot().is_local_domain("b.test") && !handle.snapshot().is_local_domain("localhost"));
+        fs::write(path("users"), "").unwrap();
+        assert!(handle.refresh().unwrap_err().contains("no octets") && knows("ann"));
+        fs::remove_file(path("users")).unwrap();
+        assert!(handle.refresh().unwrap_err().contains("is gone") && knows("ann"));
+        fs::write(path("users"), "# nobody\n").unwrap();
+        assert_eq!((handle.refresh(), knows("ann")), (Ok(()), false));
     }
 }

@@ -66,7 +66,8 @@ fn changed_text(old: &str, name: &UserName, user: Option<&User>) -> String {
         new.extend(line.iter().flat_map(|line| [line, "\n"]));
     }
     new.extend(pending.iter().flat_map(|line| [line, "\n"]));
-    new
+    // A running server takes a file without octets for one that is being written, and keeps its users.
+    if new.is_empty() { "# no users\n".to_owned() } else { new }
 }
 
 /// Writes and syncs a file 0600 that belongs to whoever owns `like`: root may add a user for a server that is not root.

@@ -67,7 +67,7 @@ pub struct PopContext<R> {
 pub struct PopSettings {
     /// Our name in the greeting and in file names.
     pub hostname: String,
-    /// Where mailboxes are, and what they may hold.
+    /// Where mailboxes are; what else it says the directory knows newer.
     pub mailboxes: Mailboxes,
     /// Rules of sessions.
     pub sessions: Pop3Sessions,
@@ -299,7 +299,7 @@ impl Shard {
             scram: self.authenticator.offer(&ChannelBindings::default()).scram,
             scram_plus: sessions.scram_plus,
             apop_timestamp: sessions.apop.then(|| self.apop_timestamp()),
-            retention: self.settings.mailboxes.retention,
+            retention: self.directory.mailboxes().retention,
             retention_varies: directory.users().retention_varies(),
             login_delay: sessions.login_delay.as_secs(),
         }
@@ -320,7 +320,7 @@ impl Shard {
     /// How long messages of a user stay.
     pub fn retention_of(&self, user: &str) -> Retention {
         let own = self.directory.snapshot().users().find(user).and_then(|user| user.retention);
-        own.unwrap_or(self.settings.mailboxes.retention)
+        own.unwrap_or_else(|| self.directory.mailboxes().retention)
     }
 
     /// Messages that came before this (seconds since the UNIX epoch) are over their time.

@@ -37,7 +37,8 @@ impl Router {
         Router { local, active: (0..routes.len()).collect(), routes }
     }
 
-    /// Takes over the routes of another router; one that stays as it was keeps its index. Gives whether that is news.
+    /// Takes over local domains and routes of another router; a route that stays as it was keeps its index. Gives whether
+    /// that is news.
     pub fn take_routes(&mut self, new: &Router) -> bool {
         let index_of = |route: &Route| match self.routes.iter().position(|known| known == route) {
             Some(index) => index,
@@ -47,7 +48,10 @@ impl Router {
             }
         };
         let active: Vec<usize> = new.active.iter().map(|index| &new.routes[*index]).map(index_of).collect();
-        std::mem::replace(&mut self.active, active) != self.active
+        let is_news = self.active != active || self.local != new.local;
+        self.active = active;
+        self.local.clone_from(&new.local);
+        is_news
     }
 
     /// From the configuration.
@@ -169,10 +173,9 @@ mod tests {
         assert!(changed.take_routes(&Router::new(&[], &[route("new.example"), route("a.example")])));
         assert_eq!(changed.next_hop("new.example"), NextHop::Fixed(3));
         assert_eq!(changed.next_hop("a.example"), NextHop::Fixed(0), "it is the same route");
-        assert_eq!(
-            (changed.next_hop("c.b.example"), changed.next_hop("local.example")),
-            (NextHop::Mx, NextHop::Mailbox)
-        );
+        assert_eq!((changed.next_hop("c.b.example"), changed.next_hop("local.example")), (NextHop::Mx, NextHop::Mx));
+        assert!(changed.take_routes(&Router::new(&["c.example".into()], &[route("new.example"), route("a.example")])));
+        assert_eq!(changed.next_hop("c.example"), NextHop::Mailbox);
         let with_smarthost = Router::new(&[], &[route("a.example"), route("*")]);
         assert_eq!(with_smarthost.next_hop("anything.example"), NextHop::Fixed(1));
     }
