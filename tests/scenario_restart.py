@@ -158,6 +158,37 @@ def crashes(box):
     relay.stop()
 
 
+def crashes_while_mail_bounces(box):
+    """SIGKILL while mail bounces: every sender is told, and none of a failure by two reports"""
+    refusing = box.sink(script={"rcpt": ["550 5.1.1 no such user"]})
+    senders = box.sink()
+    relay = box.ringmail("bouncing", {"route": [
+        {"domain": name, "host": "127.0.0.1", "port": sink.port}
+        for name, sink in (("far.test", refusing), ("client.test", senders))]})
+    acknowledged = set()
+    for number in range(6):
+        relay.start()
+        load = Load(relay, f"bounce{number}")
+        time.sleep(random.uniform(0.2, 0.8))
+        relay.kill()
+        load.stop()
+        acknowledged |= load.acknowledged
+    relay.start()
+    relay.wait_queue_empty(60)
+    reports = collections.defaultdict(set)
+    for message in senders.messages:
+        # A report may arrive twice, as every message may that was on its way; but it is one report.
+        about = re.findall(rb"(?m)^Subject: (bounce\S+)\r$", message.data)
+        check_equal(len(about), 1, f"messages that a report is about: {message.data[:300]!r}")
+        reports[about[0].decode()].add(message.header("Message-ID"))
+    check_equal(sorted(acknowledged - set(reports)), [], "failures that nobody was told of")
+    doubled = {name: ids for name, ids in reports.items() if len(ids) > 1}
+    print(f"  note: 6 SIGKILLs, {len(acknowledged)} acknowledged messages bounced, {len(doubled)} reported twice", flush=True)
+    # Only where a checkpoint of the journal was being made at that very moment.
+    check(len(doubled) <= 3, f"failures that were reported twice: {doubled}")
+    relay.stop()
+
+
 def crash_with_local_mail(box):
     """SIGKILL while mailboxes are written: every acknowledged message is in the mailbox, none of them broken"""
     relay = box.ringmail("mailboxes", {"mailboxes": {"local_domains": ["localhost", "far.test"]}})
@@ -204,4 +235,4 @@ def damage_is_told(box):
 
 
 if __name__ == "__main__":
-    main(orderly_stops, stop_with_a_dead_far_side, crashes, crash_with_local_mail, damage_is_told)
+    main(orderly_stops, stop_with_a_dead_far_side, crashes, crashes_while_mail_bounces, crash_with_local_mail, damage_is_told)

@@ -243,7 +243,8 @@ fn envelope_text(message: &FoundMessage) -> String {
         line("RET", format!("{ret:?}"));
     }
     if let Some(envid) = &envelope.envid {
-        line("ENVID", envid.clone());
+        let label = if envelope.origin == Origin::Internal { "About" } else { "ENVID" };
+        line(label, envid.clone());
     }
     match &envelope.origin {
         Origin::Internal => line("Origin", "ringmail".into()),

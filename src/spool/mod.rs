@@ -10,6 +10,7 @@
 //! Files: `record`, `envelope`, `segment`, `journal` own the forms on disk; `commit`, `writer`, `large`, `keeper` write;
 //! `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on, `repair` sets aside; `shard` and `journal_driver` bind it to executors and threads.
 
+mod about;
 mod commit;
 mod counts;
 mod disk;
@@ -42,6 +43,7 @@ mod sync {
 mod tests;
 mod writer;
 
+pub use about::{About, AboutWhat};
 pub use commit::{BATCH_BYTES_MAX, WAITING_BYTES_MAX};
 pub use envelope::{BodyType, DsnReturn, Envelope, EnvelopeError, Notify, Origin, Recipient, routing_domain};
 pub use inspect::{FindError, Finding, FoundMessage, Inspection, Progress, Verdict, find, inspect};

@@ -3,6 +3,7 @@
 //! [`recover`] only reads; [`settle`] then makes the result durable and clears away what nobody needs. Both are generic
 //! over the disk, so that simulated power cuts run this code.
 
+use super::about::About;
 use super::disk::{Disk, DiskFile, JOURNAL, LARGE, SEGMENTS, file_name, number_of};
 use super::envelope::{Envelope, EnvelopeError};
 use super::journal::{
@@ -241,6 +242,7 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     let mut survivors = replay.into_survivors();
     survivors.retain(|survivor| in_use.contains(&survivor.location.segment()));
     drop_missing(disk, &mut survivors, &keep.doubtful, &mut report)?;
+    settle_told(&mut survivors, &keep.told);
     count_live(&mut found, &survivors, &keep.pinned);
     let large_orphans = orphans(disk, &found, &survivors, bodies, &keep)?;
     report.survivors = survivors.len() as u64;
@@ -258,6 +260,21 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
         large_orphans,
         leftovers,
     })
+}
+
+/// What senders have been told of is so: the process ended before the journal had heard of it. One with nothing left to do
+/// stays a survivor, for the scheduler ends it.
+fn settle_told(survivors: &mut [Survivor], told: &[About]) {
+    if told.is_empty() {
+        return;
+    }
+    let by_id: HashMap<QueueId, usize> =
+        survivors.iter().enumerate().map(|(index, survivor)| (survivor.queue_id, index)).collect();
+    for about in told {
+        if let Some(index) = by_id.get(&about.queue_id) {
+            about.settle(&mut survivors[*index]);
+        }
+    }
 }
 
 /// Takes out the messages that the checkpoint knows where a segment that was shortened, or sealed after an error, holds no
@@ -327,6 +344,8 @@ struct Keep {
     never_made: Option<()>,
     /// Done messages that were read in the segment being scanned.
     done: Vec<(QueueId, Location)>,
+    /// What reports that were read are about, themselves done or not.
+    told: Vec<About>,
 }
 
 fn newest_journal<D: Disk>(
@@ -493,6 +512,7 @@ fn take_record(
     keep: &mut Keep,
     report: &mut RecoveryReport,
 ) {
+    keep.told.extend(About::of(envelope));
     if let Some(large) = record.large {
         keep.highest_large = keep.highest_large.max(large.number);
         let is_done = replay.done.contains(&record.queue_id);

@@ -128,6 +128,48 @@ fn without_a_journal_entry_everything_survives() {
     });
 }
 
+/// The process ends between the sync of a report and the journal's note of what it says.
+#[test]
+fn what_a_sender_was_told_of_is_not_told_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spool");
+    let to = envelope(&["a@example.org", "b@example.org", "c@example.org"]);
+    life(&path, |spool, _, mut journal, _| async move {
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let committed = put(&spool, &to, b"text\r\n").await.unwrap();
+            journal.accepted(&committed.accepted(&to, 5));
+            ids.push(committed);
+        }
+        journal.recipient(ids[0].queue_id, 1, RecipientState::Delivered);
+        for what in [AboutWhat::Failed(vec![0, 1]), AboutWhat::Delayed] {
+            let sender = Address::parse(b"sender@example.com", true).unwrap();
+            let about = About { queue_id: ids[0].queue_id, what };
+            let report = Envelope { envid: about.to_envid(), ..Envelope::internal(ReversePath::Null, [sender]) };
+            let committed = put(&spool, &report, b"report\r\n").await.unwrap();
+            // One of them has even been delivered.
+            if about.what == AboutWhat::Delayed {
+                journal.done(committed.queue_id, committed.location, committed.size);
+            }
+        }
+        // Whoever sends such an ENVID by SMTP settles nothing.
+        let about = About { queue_id: ids[1].queue_id, what: AboutWhat::Failed(vec![0]) };
+        put(&spool, &Envelope { envid: about.to_envid(), ..to.clone() }, b"text\r\n").await.unwrap();
+        journal.close().await;
+    });
+    life(&path, |_, _, _journal, mut survivors| async move {
+        survivors.sort_by_key(|survivor| survivor.queue_id);
+        let pending = RecipientState::Pending { attempts: 0, next_ms: 0 };
+        let states: Vec<Vec<_>> =
+            survivors.iter().map(|one| one.recipients.iter().map(|(_, state)| *state).collect()).collect();
+        assert_eq!(states[0], [RecipientState::Bounced, RecipientState::Delivered, pending]);
+        assert_eq!(states[1], [pending; 3]);
+        assert_eq!(states[2..], [vec![pending], vec![pending; 3]], "the report that is left, and the last message");
+        let told: Vec<bool> = survivors.iter().map(|one| one.delay_dsn_sent).collect();
+        assert_eq!(told, [true, false, false, false]);
+    });
+}
+
 #[test]
 fn segments_are_recycled_and_never_while_somebody_reads() {
     let folder = tempfile::tempdir().unwrap();

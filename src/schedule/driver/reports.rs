@@ -1,12 +1,13 @@
 //! Makes DSNs: reads the original, builds the text, has it stored by a shard, and says what came of it.
 
 use super::answers::{Answer, Answers};
+use crate::bus::RecipientIndex;
 use crate::deliver::dsn::{self, Action, DsnRequest, Returned};
 use crate::rt;
 use crate::schedule::core::{Report, ReportKind, ReportedFate};
 use crate::schedule::random::mix;
 use crate::smtp::Address;
-use crate::spool::{Envelope, QueueId, SpoolError, SpoolReader, StoredMessage};
+use crate::spool::{About, AboutWhat, Envelope, QueueId, SpoolError, SpoolReader, StoredMessage};
 use crate::telemetry::{Event, EventLog, Meter};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -161,7 +162,8 @@ impl Maker {
         let (hostname, queue_id) = (&*self.hostname, report.queue_id);
         let request = DsnRequest { hostname, envelope, queue_id, arrival_ms: report.arrival_ms, recipients };
         let returned = Returned::of(&request, message.trace(), message.body(), message.no_leading_dots());
-        let report_envelope = dsn::envelope_for(&request, &returned)?;
+        let mut report_envelope = dsn::envelope_for(&request, &returned)?;
+        report_envelope.envid = about(report).and_then(|about| about.to_envid());
         let recipient = report_envelope.recipients.first()?.forward_path.clone();
         let kind = match request.gravest() {
             Action::Failed | Action::Expired => "failure",
@@ -175,6 +177,25 @@ impl Maker {
             about: Submitted { queue_id, kind, recipient },
         })
     }
+}
+
+/// What recovery is to know where it finds the report and the journal does not; of successes it knows.
+fn about(report: &Report) -> Option<About> {
+    let what = match report.kind {
+        ReportKind::Delay => AboutWhat::Delayed,
+        ReportKind::Final => {
+            let failed = report.recipients.iter();
+            let failed = failed.filter(|one| matches!(one.fate, ReportedFate::Failed | ReportedFate::Expired));
+            let mut failed: Vec<RecipientIndex> = failed.map(|one| one.recipient).collect();
+            failed.sort_unstable();
+            failed.dedup();
+            if failed.is_empty() {
+                return None;
+            }
+            AboutWhat::Failed(failed)
+        }
+    };
+    Some(About { queue_id: report.queue_id, what })
 }
 
 /// Answers for a report whose making ended without an answer (a panic).

@@ -4,7 +4,7 @@
 use super::{Capabilities, Progress, Request, refusal};
 use crate::bus::Outcome;
 use crate::smtp::{Address, EnhancedCode, Reply, ReversePath};
-use crate::spool::{BodyType, DsnReturn, Notify, Recipient};
+use crate::spool::{BodyType, DsnReturn, Notify, Origin, Recipient};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -198,7 +198,8 @@ fn push_mail(text: &mut Vec<u8>, request: &Request<'_>, session: &Session<'_>, s
             Some(DsnReturn::Headers) => text.extend_from_slice(b" RET=HDRS"),
             None => {}
         }
-        if let Some(envid) = &envelope.envid {
+        // That of a report of our own is for ourselves.
+        if let Some(envid) = envelope.envid.as_ref().filter(|_| envelope.origin != Origin::Internal) {
             text.extend_from_slice(b" ENVID=");
             push_xtext(text, envid);
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::smtp::{Address, ReversePath};
-use crate::spool::{BodyType, DsnReturn, Notify};
+use crate::spool::{BodyType, DsnReturn, Notify, Origin};
 
 fn address(text: &str) -> Address {
     Address::parse(text.as_bytes(), true).unwrap()
@@ -326,6 +326,8 @@ fn parameters_are_said_where_the_server_has_them() {
     envelope.smtputf8 = true;
     envelope.ret = Some(DsnReturn::Headers);
     envelope.envid = Some("a+b".into());
+    envelope.origin =
+        Origin::Smtp { client: std::net::Ipv4Addr::LOCALHOST.into(), helo: "client.example".into(), login: None };
     envelope.priority = -3;
     envelope.recipients[0].orcpt = Some("rfc822;o=x@c.example".into());
     envelope.recipients[0].notify = Notify { success: true, failure: false, delay: true, explicit: true };
