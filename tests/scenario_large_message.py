@@ -36,6 +36,7 @@ def memory(box):
         for command in (f"MAIL FROM:<a@client.test>{size}", "RCPT TO:<x@far.test>", "DATA"):
             reply = wire.ask(command)
             check(reply[:3] in ("250", "354"), f"unexpected reply {reply!r}")
+        wire.send(b"Subject: long\r\n\r\n")
         chunk = (b"x" * 76 + b"\r\n") * 4096
         most = 0
         for number in range(octets // len(chunk)):

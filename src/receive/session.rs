@@ -19,7 +19,8 @@ use crate::smtp::data::{BareLineEnd, HeaderSection, MessageReceiver, Received};
 use crate::smtp::server::{Event, Peer, Session};
 use crate::smtp::trace::{self, ReceivedField};
 use crate::spool::{
-    Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LARGE_BODY_BYTES_MIN, LargeBodyWriter, MessageDraft, SpoolError,
+    BodyChecksum, Committed, DraftBody, Envelope, LARGE_BODY_BYTES, LARGE_BODY_BYTES_MIN, LargeBodyWriter,
+    MessageDraft, SpoolError,
 };
 use crate::telemetry;
 use chunks::ChunkedMessage;
@@ -412,18 +413,14 @@ impl Driver<'_> {
     async fn receive_message(&mut self) -> Result<Result<String, Reply>, Lost> {
         self.flush().await?;
         let arrival_ms = rt::unix_ms();
-        let (received, large) = self.receive_octets().await?;
-        Ok(self.take_in(received, large, arrival_ms).await)
+        let taken = self.receive_octets().await?;
+        Ok(self.take_in(taken, arrival_ms).await)
     }
 
     /// Judges and stores a message that was received.
-    async fn take_in(
-        &mut self,
-        received: Received,
-        large: Option<LargeMessage>,
-        arrival_ms: u64,
-    ) -> Result<String, Reply> {
+    async fn take_in(&mut self, taken: Taken, arrival_ms: u64) -> Result<String, Reply> {
         self.stream.set_deadline(rt::now() + WORK_TIME);
+        let Taken { received, large, checksum } = taken;
         let (body, no_leading_dots) = match received {
             Received::Message { body, no_leading_dots } => (body, no_leading_dots),
             refused => return Err(refusal(&refused)),
@@ -435,6 +432,7 @@ impl Driver<'_> {
         let bytes = large.as_ref().map_or(0, |large| large.bytes) + body.len() as u64;
         self.judge_message(bytes, &seen.header)?;
         let body = match large {
+            None if checksum.len() == body.len() => DraftBody::Summed(body, checksum),
             None => DraftBody::Memory(body),
             Some(large) => large.finish(body).await.map_err(|error| spool_reply(&error))?,
         };
@@ -446,46 +444,62 @@ impl Driver<'_> {
         stored
     }
 
-    async fn receive_octets(&mut self) -> Result<(Received, Option<LargeMessage>), Lost> {
+    async fn receive_octets(&mut self) -> Result<Taken, Lost> {
         let listener = self.listener.clone();
         let limits = &listener.settings.limits;
         let mut receiver = MessageReceiver::new(limits.message_bytes_max, listener.session.line_endings);
         let mut large: Option<LargeMessage> = None;
         let give_up: Instant = rt::now() + MESSAGE_TIME_MAX;
-        let mut chunk: Vec<u8> = Vec::new();
+        let mut checksum = BodyChecksum::default();
         loop {
             if let Some(end) = receiver.receive(self.input.octets()) {
                 self.input.consume(end);
-                return Ok((receiver.finish(), large));
+                return Ok(Taken { received: receiver.finish(), large, checksum });
             }
             self.input.clear(&self.state.buffers);
             self.stream.set_deadline((rt::now() + limits.data_timeout).min(give_up));
-            if receiver.bytes() < BUFFER_BYTES as u64 {
-                self.read().await?;
-                continue;
+            if receiver.bytes() >= BUFFER_BYTES as u64 {
+                break;
             }
-            // It is larger than a session's buffer: read in larger parts.
-            chunk.resize(LARGE_READ_BYTES, 0);
-            let read = self.stream.read(&mut chunk).await?;
+            self.read().await?;
+        }
+        // It is larger than a session's buffer: read in larger parts, to where it stays.
+        if !self.will_be_large() {
+            // By what MAIL said, if anything; what is behind the last octet is read in the same way.
+            let expected = self.declared_size as usize + LARGE_READ_BYTES;
+            receiver.use_buffer(self.context().spool.body_buffers().take(), expected);
+        }
+        loop {
+            let read = self.stream.read(receiver.room(LARGE_READ_BYTES)).await?;
             if read == 0 {
                 return Err(Lost::Connection(io::ErrorKind::UnexpectedEof.into()));
             }
-            if let Some(end) = receiver.receive(&chunk[..read]) {
+            let behind = receiver.receive_in_place(read);
+            if large.is_none() {
+                // While it is in the cache.
+                checksum.extend(receiver.settled(checksum.len()));
+            }
+            if let Some(behind) = behind {
                 // Commands came in one read with the end of the message.
-                self.input.put(&chunk[end..read], &self.state.buffers);
-                return Ok((receiver.finish(), large));
+                self.input.put(&behind, &self.state.buffers);
+                return Ok(Taken { received: receiver.finish(), large, checksum });
             }
             if receiver.kept_bytes() > self.kept_bytes_max(large.is_some()) {
                 let message = large.get_or_insert_with(|| LargeMessage::new(&self.state.context, &listener));
                 message.write(receiver.take_body()).await;
             }
+            self.stream.set_deadline((rt::now() + limits.data_timeout).min(give_up));
         }
+    }
+
+    /// By what MAIL said.
+    fn will_be_large(&self) -> bool {
+        self.declared_size > LARGE_BODY_BYTES as u64
     }
 
     /// Octets of a message that are kept in memory: few where it is large, or will be by what MAIL said.
     fn kept_bytes_max(&self, is_large: bool) -> usize {
-        let will_be = self.declared_size > LARGE_BODY_BYTES as u64;
-        if is_large || will_be { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES }
+        if is_large || self.will_be_large() { LARGE_CHUNK_BYTES } else { LARGE_BODY_BYTES }
     }
 
     async fn store(
@@ -625,6 +639,15 @@ impl Seen {
         self.header.go_on(part);
         self
     }
+}
+
+/// A message that has come in.
+struct Taken {
+    received: Received,
+    /// What `received` is the rest of.
+    large: Option<LargeMessage>,
+    /// Of the body, as far as it was summed up.
+    checksum: BodyChecksum,
 }
 
 /// A message that has outgrown memory: its body goes to a file of its own as it arrives.

@@ -179,7 +179,9 @@ fn next_odd_line_end(chunk: &[u8], mut index: usize) -> Option<usize> {
 #[derive(Debug)]
 pub struct MessageReceiver {
     scanner: EndOfData,
+    /// The first `kept` octets are kept; behind them are octets to read over.
     body: Vec<u8>,
+    kept: usize,
     bytes: u64,
     bytes_max: u64,
 }
@@ -206,7 +208,46 @@ const END_BYTES: usize = 3;
 impl MessageReceiver {
     /// `bytes_max`: octets of a message at most.
     pub fn new(bytes_max: u64, line_endings: LineEndings) -> MessageReceiver {
-        MessageReceiver { scanner: EndOfData::new(line_endings), body: Vec::new(), bytes: 0, bytes_max }
+        MessageReceiver { scanner: EndOfData::new(line_endings), body: Vec::new(), kept: 0, bytes: 0, bytes_max }
+    }
+
+    /// Goes on in this buffer, whatever is in it; so many octets are expected in all.
+    pub fn use_buffer(&mut self, mut buffer: Vec<u8>, expected: usize) {
+        buffer.reserve_exact(expected.saturating_sub(buffer.len()));
+        if buffer.len() < self.kept {
+            buffer.resize(self.kept, 0);
+        }
+        buffer[..self.kept].copy_from_slice(&self.body[..self.kept]);
+        self.body = buffer;
+    }
+
+    /// Room for octets that are read to where they stay; [`MessageReceiver::receive_in_place`] takes them.
+    pub fn room(&mut self, octets: usize) -> &mut [u8] {
+        let end = self.kept + octets;
+        if self.body.len() < end {
+            grow(&mut self.body, end);
+            self.body.resize(end, 0);
+        }
+        &mut self.body[self.kept..end]
+    }
+
+    /// Takes the first octets of what [`MessageReceiver::room`] gave. `Some`: the message ended, and these are the octets
+    /// behind it. `None`: more is to come.
+    pub fn receive_in_place(&mut self, octets: usize) -> Option<Vec<u8>> {
+        let chunk = &self.body[self.kept..self.kept + octets];
+        let end = self.scanner.scan(chunk);
+        let own = end.unwrap_or(octets);
+        let behind = end.map(|end| chunk[end..].to_vec());
+        self.bytes += own as u64;
+        if self.is_too_large() {
+            self.forget();
+        } else if self.scanner.edits.is_empty() {
+            self.kept += own;
+        } else {
+            let own = chunk[..own].to_vec();
+            self.keep_edited(&own);
+        }
+        behind
     }
 
     /// Takes a chunk; answers as [`EndOfData::scan`]. Once over the limit nothing more is kept, up to the end.
@@ -214,11 +255,28 @@ impl MessageReceiver {
         let end = self.scanner.scan(chunk);
         let own = &chunk[..end.unwrap_or(chunk.len())];
         self.bytes += own.len() as u64;
-        if self.bytes > self.bytes_max + END_BYTES as u64 {
-            self.body = Vec::new();
-            return end;
+        if self.is_too_large() {
+            self.forget();
+        } else {
+            self.keep_edited(own);
         }
-        grow(&mut self.body, own.len());
+        end
+    }
+
+    fn is_too_large(&self) -> bool {
+        self.bytes > self.bytes_max + END_BYTES as u64
+    }
+
+    fn forget(&mut self) {
+        self.body = Vec::new();
+        self.kept = 0;
+    }
+
+    /// Keeps what the scanner has just seen, with its edits.
+    fn keep_edited(&mut self, own: &[u8]) {
+        self.body.truncate(self.kept);
+        let end = self.kept + own.len();
+        grow(&mut self.body, end);
         let mut kept = 0;
         for edit in &self.scanner.edits {
             let Ok(at) = usize::try_from(edit.at) else {
@@ -243,19 +301,26 @@ impl MessageReceiver {
             }
         }
         self.body.extend_from_slice(&own[kept..]);
-        end
+        self.kept = self.body.len();
     }
 
     /// Octets of the body that are held in memory.
     pub fn kept_bytes(&self) -> usize {
-        self.body.len()
+        self.kept
+    }
+
+    /// What is kept and stays as it is, whatever comes, from this octet on.
+    pub fn settled(&self, from: usize) -> &[u8] {
+        self.body.get(from..self.kept.saturating_sub(END_BYTES)).unwrap_or_default()
     }
 
     /// Hands over what was kept so far but for the last octets, which may turn out to be the end of the data; for a
     /// message that grows too large for memory. The parts, put together, are what [`MessageReceiver::finish`] would
     /// have given.
     pub fn take_body(&mut self) -> Vec<u8> {
-        let keep = self.body.split_off(self.body.len().saturating_sub(END_BYTES));
+        self.body.truncate(self.kept);
+        let keep = self.body.split_off(self.kept.saturating_sub(END_BYTES));
+        self.kept = keep.len();
         std::mem::replace(&mut self.body, keep)
     }
 
@@ -266,25 +331,25 @@ impl MessageReceiver {
 
     /// What came in; call it after [`MessageReceiver::receive`] has found the end.
     pub fn finish(mut self) -> Received {
-        if self.bytes > self.bytes_max + END_BYTES as u64 {
+        if self.is_too_large() {
             return Received::TooLarge;
         }
         match self.scanner.bare_line_end() {
             Some(bare) if self.scanner.line_endings == LineEndings::Strict => return Received::Bare(bare),
             _ => {}
         }
-        self.body.truncate(self.body.len() - END_BYTES);
+        self.body.truncate(self.kept - END_BYTES);
         Received::Message { body: self.body, no_leading_dots: self.scanner.no_leading_dots() }
     }
 }
 
-/// Makes room for `more` octets. A buffer that has become long no longer doubles, or a message that is about to go to a file
-/// would take twice its place.
-fn grow(body: &mut Vec<u8>, more: usize) {
-    const DOUBLES_MAX: usize = 512 << 10;
+/// Makes room for a body of so many octets. One that has become long is seldom moved: what is not used of its room is no
+/// memory yet. But a message that is about to go to a file does not take twice its place.
+fn grow(body: &mut Vec<u8>, octets: usize) {
+    const LONG: usize = 64 << 10;
     const STEP: usize = 576 << 10;
-    if body.capacity() >= DOUBLES_MAX && body.capacity() - body.len() < more {
-        body.reserve_exact(more.max(STEP));
+    if body.capacity() < octets && octets > LONG {
+        body.reserve_exact((octets - body.len()).max(STEP));
     }
 }
 
@@ -546,6 +611,23 @@ mod tests {
             let end = receiver.receive(&data[..at]).or_else(|| receiver.receive(&data[at..]).map(|end| at + end));
             assert!(end.is_some());
             assert_eq!(receiver.finish(), *expected, "{data:?} split at {at}, {line_endings:?}");
+            let mut receiver = MessageReceiver::new(bytes_max, line_endings);
+            let mut settled = Vec::new();
+            receiver.use_buffer(vec![b'.'; at], at / 2);
+            let behind = [&data[..at], &data[at..]].into_iter().find_map(|part| {
+                receiver.room(part.len() + 1)[..part.len()].copy_from_slice(part);
+                let behind = receiver.receive_in_place(part.len());
+                settled.extend_from_slice(receiver.settled(settled.len()));
+                behind
+            });
+            assert_eq!(
+                behind.map(|behind| behind.len()),
+                end.map(|end| if end <= at { at - end } else { data.len() - end })
+            );
+            assert_eq!(receiver.finish(), *expected, "{data:?} in place, split at {at}, {line_endings:?}");
+            if let Received::Message { body, .. } = expected {
+                assert_eq!(settled, *body, "{data:?} split at {at}");
+            }
         }
     }
 

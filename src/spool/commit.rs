@@ -116,7 +116,7 @@ struct State<F> {
 #[derive(Default)]
 struct Buffers {
     free: VecDeque<Vec<u8>>,
-    /// Length of the last batch: so much is set aside for the next, which then need not grow by copying.
+    /// Length of the last batch, shared bodies apart: so much is set aside for the next, which then need not grow by copying.
     batch_bytes: usize,
 }
 
@@ -133,9 +133,10 @@ impl Buffers {
         buffer
     }
 
-    fn give(&mut self, buffer: Vec<u8>, batch_bytes: usize) {
-        self.batch_bytes = batch_bytes;
-        if self.free.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_KEPT.max(4 * batch_bytes) {
+    /// Takes back a buffer with what it was used for.
+    fn give(&mut self, buffer: Vec<u8>) {
+        self.batch_bytes = buffer.len();
+        if self.free.len() < BUFFERS_MAX && buffer.capacity() <= BUFFER_BYTES_KEPT.max(4 * buffer.len()) {
             self.free.push_back(buffer);
         }
     }
@@ -263,8 +264,8 @@ impl Batch {
             segment_end: segment.header.len,
             after_relaxed: self.after_relaxed,
         };
-        let appended = self.records.append(!draft.relaxed, |bytes| {
-            record::append(bytes, draft, trace, &place).map(|appended| (appended, bytes.len()))
+        let appended = self.records.append(!draft.relaxed, |records| {
+            record::append(records, draft, trace, &place).map(|appended| (appended, records.len()))
         })?;
         Some(appended.map(|((header, location), len)| {
             self.len = len;
@@ -610,7 +611,7 @@ impl<S: Supply> GroupCommit<S> {
         {
             let mut state = self.state.borrow_mut();
             state.waiting_bytes -= batch.len;
-            state.buffers.give(done.buffer, batch.len);
+            state.buffers.give(done.buffer);
             state.failures = 0;
             // A sync covers the whole file.
             match is_synced {

@@ -7,10 +7,11 @@
 //! start   --folder--------> recovery --> Survivor, SpoolReader, Journal, ShardSpoolSeed
 //! ```
 //!
-//! Files: `record`, `envelope`, `segment`, `journal` own the forms on disk; `commit`, `writer`, `large`, `keeper` write;
-//! `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on, `repair` sets aside; `shard` and `journal_driver` bind it to executors and threads.
+//! Files: `record`, `envelope`, `segment`, `journal` own the forms on disk; `body`, `records` what a batch is made of;
+//! `commit`, `writer`, `large`, `keeper` write; `table`, `mapping`, `read` read; `recovery` starts; `inspect` looks on, `repair` sets aside; `shard` and `journal_driver` bind it to executors and threads.
 
 mod about;
+mod body;
 mod commit;
 mod counts;
 mod disk;
@@ -26,6 +27,7 @@ mod models;
 pub mod queue_id;
 mod read;
 mod record;
+mod records;
 mod recovery;
 mod repair;
 mod segment;
@@ -44,6 +46,7 @@ mod tests;
 mod writer;
 
 pub use about::{About, AboutWhat};
+pub use body::{BodyBuffers, BodyChecksum};
 pub use commit::{BATCH_BYTES_MAX, WAITING_BYTES_MAX};
 pub use envelope::{BodyType, DsnReturn, Envelope, EnvelopeError, Notify, Origin, Recipient, routing_domain};
 pub use inspect::{FindError, Finding, FoundMessage, Inspection, Progress, Verdict, find, inspect};
@@ -168,6 +171,8 @@ impl From<io::Error> for SpoolError {
 pub enum DraftBody {
     /// In memory. One over [`LARGE_BODY_BYTES`] is put into a file of its own by the commit.
     Memory(Vec<u8>),
+    /// The same, summed up while it came.
+    Summed(Vec<u8>, BodyChecksum),
     /// Written as it arrived, with [`ShardSpool::large_body`].
     Large(LargeBody),
 }

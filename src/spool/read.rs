@@ -20,6 +20,11 @@ pub struct SpoolReader {
     pub(super) pool: HelperPool,
 }
 
+/// Bodies from this length on are not checked at the attempt that follows their arrival.
+const TRUSTED_BODY_BYTES_MIN: u64 = 64 << 10;
+/// Milliseconds since arrival for which that holds.
+const TRUSTED_AGE_MS_MAX: u64 = 5_000;
+
 impl SpoolReader {
     /// A message whose octets are likely in memory: it was accepted just now. A cold page would block the thread; use
     /// [`SpoolReader::load`] for retries.
@@ -28,6 +33,15 @@ impl SpoolReader {
     /// [`SpoolError::NotFound`] where the segment is gone, [`SpoolError::Damaged`] where a checksum does not match,
     /// [`SpoolError::Io`] where the file of a large body cannot be opened.
     pub fn message(&self, location: Location) -> Result<StoredMessage, SpoolError> {
+        self.message_checked(location, |_| true)
+    }
+
+    /// The same; the content is checked where `is_checked` says so.
+    fn message_checked(
+        &self,
+        location: Location,
+        is_checked: impl FnOnce(&RecordHeader) -> bool,
+    ) -> Result<StoredMessage, SpoolError> {
         let segment = self.table.segment(location.segment()).ok_or(SpoolError::NotFound(location))?;
         let header = checked_header(&segment, location)?;
         let start = location.offset() as usize;
@@ -37,13 +51,13 @@ impl SpoolReader {
             // With the queue full it is done after as much again.
             let _ = self.pool.submit(move || table.give_back());
         }
-        let parts = header.parts(record, segment.salt, location);
-        if !parts.envelope_sound || !parts.content_sound {
+        let encoded = header.sound_envelope(record, segment.salt, location).ok_or(SpoolError::Damaged(location))?;
+        if is_checked(&header) && !header.parts(record, segment.salt, location).content_sound {
             return Err(SpoolError::Damaged(location));
         }
-        let envelope = Envelope::decode(parts.envelope).map_err(|_| SpoolError::Damaged(location))?;
-        let content_start = start + HEADER_BYTES + parts.envelope.len();
-        let content = content_start..content_start + parts.content.len();
+        let envelope = Envelope::decode(encoded).map_err(|_| SpoolError::Damaged(location))?;
+        let content_start = start + HEADER_BYTES + encoded.len();
+        let content = content_start..content_start + header.content(record).len();
         let large = match header.large {
             None => None,
             Some(large) => Some(self.large_body(large.number, header.body_len, location)?),
@@ -52,14 +66,18 @@ impl SpoolReader {
     }
 
     /// A message, on this thread where its octets are likely in memory, else with the help of another thread. `is_hot` says
-    /// that it was not tried before.
+    /// that it was not tried before. A long body that was written a moment ago is not read once more to check it: its pages
+    /// are those that were written.
     ///
     /// # Errors
     /// As [`SpoolReader::load`].
     pub async fn read(&self, location: Location, is_hot: bool) -> Result<StoredMessage, SpoolError> {
         let segment = self.table.segment(location.segment());
         match is_hot && segment.is_some_and(|segment| segment.is_warm(rt::now())) {
-            true => self.message(location),
+            true => self.message_checked(location, |header| {
+                let age_ms = rt::unix_ms().saturating_sub(header.arrival_ms);
+                header.inline_body_len() < TRUSTED_BODY_BYTES_MIN || age_ms > TRUSTED_AGE_MS_MAX
+            }),
             false => {
                 let reader = self.clone();
                 self.pool.run(move || reader.sound_message(location)).await.map_err(|_| SpoolError::Busy)?

@@ -7,8 +7,11 @@
 //! record = header (64) | envelope | trace | body (unless it lies in a file) | zeros to the next slot of 64
 //! ```
 
+use super::body::SharedBody;
 use super::envelope::Envelope;
 use super::queue_id::{Location, QueueId, SEGMENT_NUMBER_MAX, SLOT_BYTES};
+use super::records::Records;
+use std::sync::Arc;
 
 /// Octets of a record's header.
 pub const HEADER_BYTES: usize = 64;
@@ -183,15 +186,18 @@ impl RecordHeader {
     /// Splits the record (from its first octet on, at least [`RecordHeader::record_len`] octets) and checks what the
     /// header says about the parts.
     pub fn parts<'a>(&self, record: &'a [u8], salt: Salt, location: Location) -> RecordParts<'a> {
-        let salt = salt.at_slot(location.slot());
-        let (envelope, rest) = record[HEADER_BYTES..].split_at(self.envelope_len as usize);
-        let content = &rest[..self.trace_len as usize + self.inline_body_len() as usize];
-        RecordParts {
-            envelope_sound: salt.checksum(envelope) == self.envelope_checksum,
-            content_sound: salt.checksum(content) == self.content_checksum,
-            envelope,
-            content,
-        }
+        let content = self.content(record);
+        let content_sound = salt.at_slot(location.slot()).checksum(content) == self.content_checksum;
+        let envelope = &record[HEADER_BYTES..][..self.envelope_len as usize];
+        let envelope_sound = self.sound_envelope(record, salt, location).is_some();
+        RecordParts { envelope_sound, content_sound, envelope, content }
+    }
+
+    /// Trace, and the body where it lies in the record (from its first octet on, at least [`RecordHeader::record_len`] octets);
+    /// unchecked.
+    pub fn content<'a>(&self, record: &'a [u8]) -> &'a [u8] {
+        let start = HEADER_BYTES + self.envelope_len as usize;
+        &record[start..][..self.trace_len as usize + self.inline_body_len() as usize]
     }
 }
 
@@ -216,8 +222,10 @@ pub fn record_len(envelope_len: u64, trace_len: u64, inline_body_len: u64) -> u6
 /// The body of a record to be written.
 #[derive(Clone, Copy, Debug)]
 pub enum RecordBody<'a> {
-    /// In the record.
+    /// In the record, copied into its batch.
     Inline(&'a [u8]),
+    /// In the record, written from where it lies.
+    Shared(&'a Arc<SharedBody>),
     /// In a file of its own that is durable already.
     Large {
         /// Its octets.
@@ -271,13 +279,13 @@ pub struct Place {
 /// Appends a record to `batch`; `trace` appends the trace prefix for the message's queue ID. On error `batch` is as
 /// before.
 pub fn append(
-    batch: &mut Vec<u8>,
+    batch: &mut Records,
     draft: &RecordDraft<'_>,
     trace: &mut dyn FnMut(QueueId, &mut Vec<u8>),
     place: &Place,
 ) -> Result<(RecordHeader, Location), EncodeError> {
-    let start = batch.len();
-    let offset = place.batch_offset + start as u64;
+    let before = batch.mark();
+    let offset = place.batch_offset + batch.len() as u64;
     assert!(place.batch_offset.is_multiple_of(PAGE_BYTES) && offset.is_multiple_of(SLOT_BYTES));
     // The smallest record is one slot and an envelope: below that there is no slot to name.
     if offset + 2 * SLOT_BYTES > place.segment_end {
@@ -286,39 +294,49 @@ pub fn append(
     let location = Location::new(place.segment, (offset / SLOT_BYTES) as u32);
     let result = append_parts(batch, draft, trace, place, location);
     if result.is_err() {
-        batch.truncate(start);
+        batch.truncate(before);
     }
     result.map(|header| (header, location))
 }
 
 fn append_parts(
-    batch: &mut Vec<u8>,
+    batch: &mut Records,
     draft: &RecordDraft<'_>,
     trace: &mut dyn FnMut(QueueId, &mut Vec<u8>),
     place: &Place,
     location: Location,
 ) -> Result<RecordHeader, EncodeError> {
-    let start = batch.len();
+    let batch_pages = batch.len() as u64 / PAGE_BYTES;
+    let octets = batch.octets();
+    let start = octets.len();
     let salt = place.salt.at_slot(location.slot());
     let queue_id = draft.moved_from.unwrap_or(QueueId::from(location));
-    batch.extend_from_slice(&[0; HEADER_BYTES]);
-    draft.envelope.encode(batch);
-    let trace_start = batch.len();
-    trace(queue_id, batch);
-    assert!(batch.len() >= trace_start, "the trace writer only appends");
-    let body_start = batch.len();
+    octets.extend_from_slice(&[0; HEADER_BYTES]);
+    draft.envelope.encode(octets);
+    let trace_start = octets.len();
+    trace(queue_id, octets);
+    assert!(octets.len() >= trace_start, "the trace writer only appends");
+    let body_start = octets.len();
     let (envelope_len, trace_len) = (trace_start - start - HEADER_BYTES, body_start - trace_start);
     if envelope_len > ENVELOPE_BYTES_MAX as usize || trace_len > TRACE_BYTES_MAX as usize {
         return Err(EncodeError::OverBounds);
     }
-    let (body_len, inline, large) = match draft.body {
-        RecordBody::Inline(body) => (body.len() as u64, body, None),
-        RecordBody::Large { len, reference } => (len, &[][..], Some(reference)),
+    let (body_len, inline_len, large) = match draft.body {
+        RecordBody::Inline(body) => (body.len() as u64, body.len() as u64, None),
+        RecordBody::Shared(body) => (body.len() as u64, body.len() as u64, None),
+        RecordBody::Large { len, reference } => (len, 0, Some(reference)),
     };
-    if record_len(envelope_len as u64, trace_len as u64, inline.len() as u64) > place.segment_end - location.offset() {
+    let record_len = record_len(envelope_len as u64, trace_len as u64, inline_len);
+    if record_len > place.segment_end - location.offset() {
         return Err(EncodeError::NoRoom);
     }
-    batch.extend_from_slice(inline);
+    if let RecordBody::Inline(body) = draft.body {
+        octets.extend_from_slice(body);
+    }
+    let content_checksum = match draft.body {
+        RecordBody::Shared(body) => body.checksum().continuing(salt.checksum(&octets[trace_start..])),
+        RecordBody::Inline(_) | RecordBody::Large { .. } => salt.checksum(&octets[trace_start..]),
+    };
     let header = RecordHeader {
         queue_id,
         arrival_ms: draft.arrival_ms,
@@ -330,13 +348,21 @@ fn append_parts(
         moved: draft.moved_from.is_some(),
         relaxed: draft.relaxed,
         after_relaxed: place.after_relaxed,
-        batch_pages: u16::try_from(start as u64 / PAGE_BYTES).map_err(|_| EncodeError::NoRoom)?,
-        envelope_checksum: salt.checksum(&batch[start + HEADER_BYTES..trace_start]),
-        content_checksum: salt.checksum(&batch[trace_start..]),
+        batch_pages: u16::try_from(batch_pages).map_err(|_| EncodeError::NoRoom)?,
+        envelope_checksum: salt.checksum(&octets[start + HEADER_BYTES..trace_start]),
+        content_checksum,
     };
-    batch[start..start + HEADER_BYTES].copy_from_slice(&encode_header(&header, salt));
-    batch.resize(start + header.record_len() as usize, 0);
+    octets[start..start + HEADER_BYTES].copy_from_slice(&encode_header(&header, salt));
+    if let RecordBody::Shared(body) = draft.body {
+        batch.push_body(body.clone());
+    }
+    batch.push_zeros((record_len - unpadded_len(&header)) as usize);
     Ok(header)
+}
+
+/// Octets of a record but for the zeros at its end.
+fn unpadded_len(header: &RecordHeader) -> u64 {
+    HEADER_BYTES as u64 + u64::from(header.envelope_len) + u64::from(header.trace_len) + header.inline_body_len()
 }
 
 fn encode_header(header: &RecordHeader, salt: Salt) -> [u8; HEADER_BYTES] {
@@ -402,6 +428,7 @@ pub fn fuzz_decode(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::body::BodyChecksum;
     use crate::spool::tests::envelope;
 
     const PLACE: Place =
@@ -418,10 +445,10 @@ mod tests {
             moved_from: None,
             relaxed: false,
         };
-        let mut bytes = Vec::new();
+        let mut batch = Records::default();
         let trace = &mut |_, out: &mut Vec<u8>| out.extend_from_slice(b"Received: x\r\n");
-        let (header, location) = append(&mut bytes, &draft, trace, place).unwrap();
-        (bytes, header, location)
+        let (header, location) = append(&mut batch, &draft, trace, place).unwrap();
+        (batch.pieces().concat(), header, location)
     }
 
     fn decode(bytes: &[u8], salt: Salt, location: Location) -> Result<RecordHeader, HeaderError> {
@@ -454,6 +481,40 @@ mod tests {
         assert_eq!(Envelope::decode(parts.envelope), Ok(envelope(&["a@example.org"])));
         assert_eq!(parts.content, b"Received: x\r\nSubject: x\r\n\r\nbody\r\n");
         assert_eq!((header.queue_id, header.arrival_ms), (QueueId::from(location), 77));
+    }
+
+    #[test]
+    fn a_body_that_stays_where_it_is_makes_the_same_record() {
+        let buffers = Arc::default();
+        let trace = &mut |_, out: &mut Vec<u8>| out.extend_from_slice(b"Received: x\r\n");
+        let envelope = envelope(&["a@example.org"]);
+        let place = Place { segment_end: 1 << 20, ..PLACE };
+        let (mut copied, mut shared) = (Records::default(), Records::default());
+        for len in [1, 63, 64, 5_000, 40_000] {
+            let body: Vec<u8> = (0..len).map(|number| (number % 251) as u8).collect();
+            let checksum = BodyChecksum::of(&body);
+            let there = Arc::new(SharedBody::new(body.clone(), checksum, &buffers));
+            let draft = |body| RecordDraft {
+                envelope: &envelope,
+                body,
+                no_leading_dots: true,
+                arrival_ms: 77,
+                moved_from: None,
+                relaxed: false,
+            };
+            let first = append(&mut copied, &draft(RecordBody::Inline(&body)), trace, &place).unwrap();
+            let second = append(&mut shared, &draft(RecordBody::Shared(&there)), trace, &place).unwrap();
+            assert_eq!(first, second, "{len} octets");
+            assert_eq!(copied.len(), shared.len());
+            let before = shared.pieces().concat();
+            let no_room = append(&mut shared, &draft(RecordBody::Shared(&there)), trace, &PLACE);
+            assert!(no_room.is_ok() || shared.pieces().concat() == before);
+            if no_room.is_ok() {
+                append(&mut copied, &draft(RecordBody::Inline(&body)), trace, &PLACE).unwrap();
+            }
+        }
+        assert_eq!(copied.pieces().concat(), shared.pieces().concat());
+        assert_eq!((copied.pieces().len(), shared.pieces().len() > 10), (1, true));
     }
 
     #[test]
@@ -524,10 +585,11 @@ mod tests {
             relaxed: false,
         };
         let fits = |segment_end| {
-            let mut batch = vec![7; 64];
+            let mut batch = Records::default();
+            batch.octets().extend_from_slice(&[7; 64]);
             let place = Place { segment_end, ..PLACE };
             let result = append(&mut batch, &draft, &mut |_, _| {}, &place);
-            assert!(result.is_ok() || batch == [7; 64]);
+            assert!(result.is_ok() || batch.pieces().concat() == [7; 64]);
             result.is_ok()
         };
         let (record, ..) = record(RecordBody::Inline(&body), &PLACE);
@@ -547,10 +609,10 @@ mod tests {
             moved_from: Some(QueueId(77)),
             relaxed: false,
         };
-        let mut bytes = Vec::new();
-        let (header, location) = append(&mut bytes, &draft, &mut |_, _| {}, &PLACE).unwrap();
+        let mut batch = Records::default();
+        let (header, location) = append(&mut batch, &draft, &mut |_, _| {}, &PLACE).unwrap();
         assert_eq!((header.queue_id, header.moved), (QueueId(77), true));
-        assert_eq!(decode(&bytes, PLACE.salt, location), Ok(header));
+        assert_eq!(decode(&batch.pieces().concat(), PLACE.salt, location), Ok(header));
     }
 
     #[test]

@@ -353,6 +353,7 @@ mod tests {
     use super::*;
     use crate::spool::disk::MemoryFile;
     use crate::spool::record::{Place, RecordBody, RecordDraft, append};
+    use crate::spool::records::Records;
     use crate::spool::tests::envelope;
 
     const LEN: u64 = 4 << 20;
@@ -378,7 +379,7 @@ mod tests {
                 after_relaxed: self.ends_relaxed,
             };
             self.ends_relaxed = relaxed;
-            let mut batch = Vec::new();
+            let mut batch = Records::default();
             for body in bodies {
                 let body = RecordBody::Inline(body);
                 let draft = RecordDraft {
@@ -392,6 +393,7 @@ mod tests {
                 let (record, location) = append(&mut batch, &draft, &mut |_, _| {}, &place).unwrap();
                 self.records.push((location.offset(), record.record_len()));
             }
+            let mut batch = batch.into_buffer();
             batch.resize(batch.len().next_multiple_of(PAGE_BYTES as usize), 0);
             self.bytes.truncate(self.end as usize);
             self.bytes.extend_from_slice(&batch);

@@ -1,5 +1,6 @@
 //! The spool as a program uses it: opening it, and one shard's side of it on its executor.
 
+use super::body::{BodyBuffers, BodyChecksum, SHARED_BODY_BYTES_MIN, SharedBody};
 use super::commit::{GroupCommit, Segment, Supply, Written};
 use super::disk::{Disk, FreeSpace, OsDisk, SEGMENTS, file_name};
 use super::journal::Tracker;
@@ -48,6 +49,8 @@ const HELPER_QUEUE: usize = 4096;
 const WRITER_QUEUE: usize = 1024;
 /// How old the knowledge of free space may be.
 const FREE_SPACE_AGE: Duration = Duration::from_secs(1);
+/// How long buffers for bodies are kept while none is needed.
+const BUFFERS_UNUSED_MAX: Duration = Duration::from_secs(10);
 
 /// Opens a spool folder, making it where it is missing (the folder above must exist), and recovers what is in it.
 /// Blocking; call it before executors start.
@@ -200,6 +203,8 @@ impl ShardSpoolSeed {
             shared: self.shared,
             stats: self.stats,
             large_folder: Rc::default(),
+            body_buffers: Arc::default(),
+            watches_buffers: Cell::new(false),
             free_space_seen: Cell::new(rt::now()),
         });
         let writer = inner.clone();
@@ -217,6 +222,9 @@ struct Inner {
     shared: Arc<Shared>,
     stats: Arc<SpoolStats>,
     large_folder: Rc<FolderSyncs>,
+    body_buffers: Arc<BodyBuffers>,
+    /// A task looks after them.
+    watches_buffers: Cell<bool>,
     /// When free space was last asked for.
     free_space_seen: Cell<Instant>,
 }
@@ -228,36 +236,70 @@ impl ShardSpool {
     /// See [`SpoolError`]; nothing of the message will be delivered then (but see "Commit" in the format page for a disk
     /// that fails twice).
     pub async fn commit(&self, draft: MessageDraft<'_>) -> Result<Committed, SpoolError> {
-        let (body, mut large) = match draft.body {
-            DraftBody::Memory(body) if body.len() > self.0.shared.large_body_bytes => {
-                (Vec::new(), Some(self.spill(body).await?))
-            }
-            DraftBody::Memory(body) => (body, None),
-            DraftBody::Large(large) => (Vec::new(), Some(large)),
-        };
-        if !self.has_room(body.len() as u64) {
+        let mut body = self.placed(draft.body).await?;
+        if !self.has_room(body.inline_len()) {
             return Err(SpoolError::Full);
+        }
+        // From here on a record may name the body, whatever becomes of this future.
+        if let PlacedBody::Large(large) = &mut body {
+            large.set_named(true);
         }
         let record = RecordDraft {
             envelope: draft.envelope,
-            body: match &large {
-                Some(large) => RecordBody::Large { len: large.len(), reference: large.reference() },
-                None => RecordBody::Inline(&body),
-            },
+            body: body.of_record(),
             no_leading_dots: draft.no_leading_dots,
             arrival_ms: draft.arrival_ms,
             moved_from: None,
             relaxed: draft.durability == Durability::Relaxed,
         };
-        // From here on a record may name the body, whatever becomes of this future.
-        if let Some(large) = &mut large {
-            large.set_named(true);
-        }
         let written = self.0.commit.commit(&record, draft.trace).await;
-        if let (Err(_), Some(large)) = (&written, &mut large) {
-            large.set_named(false);
+        match (&written, body) {
+            (Err(_), PlacedBody::Large(mut large)) => large.set_named(false),
+            (_, PlacedBody::Copied(buffer)) => self.0.body_buffers.give(buffer),
+            (_, PlacedBody::Shared(_) | PlacedBody::Large(_)) => {}
         }
         written.map(committed)
+    }
+
+    /// Decides where a body will lie, and puts it into a file of its own where it is too long for a record.
+    async fn placed(&self, body: DraftBody) -> Result<PlacedBody, SpoolError> {
+        let (body, checksum) = match body {
+            DraftBody::Large(large) => return Ok(PlacedBody::Large(large)),
+            DraftBody::Memory(body) => (body, None),
+            DraftBody::Summed(body, checksum) => (body, Some(checksum)),
+        };
+        if body.len() > self.0.shared.large_body_bytes {
+            return self.spill(body).await.map(PlacedBody::Large);
+        }
+        if body.len() < SHARED_BODY_BYTES_MIN {
+            return Ok(PlacedBody::Copied(body));
+        }
+        let checksum = checksum.unwrap_or_else(|| BodyChecksum::of(&body));
+        self.watch_buffers();
+        Ok(PlacedBody::Shared(Arc::new(SharedBody::new(body, checksum, &self.0.body_buffers))))
+    }
+
+    /// Has buffers let go of when no body needed one for a while.
+    fn watch_buffers(&self) {
+        if self.0.watches_buffers.replace(true) {
+            return;
+        }
+        // The spool must not live on with a task that its executor leaves behind.
+        let weak = Rc::downgrade(&self.0);
+        rt::spawn(async move {
+            loop {
+                rt::sleep(BUFFERS_UNUSED_MAX).await;
+                let Some(inner) = weak.upgrade() else { return };
+                if inner.body_buffers.let_go() {
+                    return inner.watches_buffers.set(false);
+                }
+            }
+        });
+    }
+
+    /// Where buffers for bodies come from and go to.
+    pub fn body_buffers(&self) -> &BodyBuffers {
+        &self.0.body_buffers
     }
 
     /// Writes the record of a message once more, under its name; the copy is durable when this returns. A body in a file
@@ -345,6 +387,32 @@ impl ShardSpool {
     /// Counters of this shard.
     pub fn stats(&self) -> Arc<SpoolStats> {
         self.0.stats.clone()
+    }
+}
+
+/// A body that will lie in its record, or does in a file of its own.
+enum PlacedBody {
+    Copied(Vec<u8>),
+    Shared(Arc<SharedBody>),
+    Large(LargeBody),
+}
+
+impl PlacedBody {
+    /// Octets in the record.
+    fn inline_len(&self) -> u64 {
+        match self {
+            PlacedBody::Copied(body) => body.len() as u64,
+            PlacedBody::Shared(body) => body.len() as u64,
+            PlacedBody::Large(_) => 0,
+        }
+    }
+
+    fn of_record(&self) -> RecordBody<'_> {
+        match self {
+            PlacedBody::Copied(body) => RecordBody::Inline(body),
+            PlacedBody::Shared(body) => RecordBody::Shared(body),
+            PlacedBody::Large(large) => RecordBody::Large { len: large.len(), reference: large.reference() },
+        }
     }
 }
 

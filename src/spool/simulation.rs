@@ -6,6 +6,7 @@
 //! that was synced; what was refused is not; what was done, durably, is not; nothing is there twice or never sent.
 //! `SPOOL_HISTORIES` sets the number of histories, `SPOOL_SEED` replays one.
 
+use super::body::{BodyChecksum, SharedBody};
 use super::commit::{GroupCommit, Segment, Supply};
 use super::disk::{Disk, DiskFile, FreeSpace, LARGE, MemoryFile, SEGMENTS, file_name};
 use super::journal::{JournalWriter, LiveEncoder, Tracker, put_done, put_doubtful, put_moved, put_recipient};
@@ -15,6 +16,7 @@ use super::queue_id::{Location, QueueId};
 use super::record::{
     HEADER_BYTES, LargeReference, Place, RecordBody, RecordDraft, RecordHeader, append, large_checksum_start,
 };
+use super::records::Records;
 use super::recovery::{Problem, make_durable, recover, settle};
 use super::segment::{DATA_START, SegmentVerdict, judge, read_exact};
 use super::table::{SegmentEntry, SegmentTable, Unsynced, is_settled};
@@ -761,8 +763,10 @@ impl Life {
         if large.is_some() && self.below(4) == 0 {
             return; // the session broke off: an orphan
         }
+        let shared = Arc::new(SharedBody::new(body.clone(), BodyChecksum::of(&body), &Arc::default()));
         let record_body = match large {
             Some(reference) => RecordBody::Large { len, reference },
+            None if self.below(2) == 0 => RecordBody::Shared(&shared),
             None => RecordBody::Inline(&body),
         };
         let draft = RecordDraft {
@@ -1358,9 +1362,9 @@ fn what_a_failed_sync_left_in_the_page_cache_is_written_again() {
             moved_from,
             relaxed: false,
         };
-        let mut batch = Vec::new();
+        let mut batch = Records::default();
         let (record, location) = append(&mut batch, &draft, &mut |_, _| {}, &place).unwrap();
-        DiskFile::write_at(&file, &batch, location.offset()).unwrap();
+        DiskFile::write_at(&file, &batch.into_buffer(), location.offset()).unwrap();
         if syncs {
             file.sync().unwrap();
         } else {

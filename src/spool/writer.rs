@@ -10,6 +10,7 @@
 
 use super::disk::DiskFile;
 use super::record::PAGE_BYTES;
+use super::records::Records;
 use super::segment::SEAL_OFFSET;
 use crate::rt::OneshotReceiver;
 use parking_lot::Mutex;
@@ -24,28 +25,27 @@ pub(crate) struct OpenBatch(Mutex<Contents>);
 #[derive(Debug, Default)]
 enum Contents {
     /// Records, and whether one of them waits for the sync.
-    Open(Vec<u8>, bool),
+    Open(Records, bool),
     #[default]
     Taken,
 }
 
 impl OpenBatch {
     /// An empty batch that uses this buffer.
-    pub(crate) fn new(mut buffer: Vec<u8>) -> OpenBatch {
-        buffer.clear();
-        OpenBatch(Mutex::new(Contents::Open(buffer, false)))
+    pub(crate) fn new(buffer: Vec<u8>) -> OpenBatch {
+        OpenBatch(Mutex::new(Contents::Open(Records::new(buffer), false)))
     }
 
     /// Has a record appended; `None` when the writer took the batch. `waits` says that the record waits for the sync.
     pub(crate) fn append<T, E>(
         &self,
         waits: bool,
-        append: impl FnOnce(&mut Vec<u8>) -> Result<T, E>,
+        append: impl FnOnce(&mut Records) -> Result<T, E>,
     ) -> Option<Result<T, E>> {
         match &mut *self.0.lock() {
             Contents::Taken => None,
-            Contents::Open(bytes, needs_sync) => {
-                let result = append(bytes);
+            Contents::Open(records, needs_sync) => {
+                let result = append(records);
                 *needs_sync |= waits && result.is_ok();
                 Some(result)
             }
@@ -53,12 +53,13 @@ impl OpenBatch {
     }
 
     /// Closes the batch: its octets, padded to whole pages, and whether they need a sync.
-    fn take(&self) -> Option<(Vec<u8>, bool)> {
+    fn take(&self) -> Option<(Records, bool)> {
         match std::mem::take(&mut *self.0.lock()) {
             Contents::Taken => None,
-            Contents::Open(mut bytes, needs_sync) => {
-                bytes.resize(bytes.len().next_multiple_of(PAGE_BYTES as usize), 0);
-                Some((bytes, needs_sync))
+            Contents::Open(mut records, needs_sync) => {
+                let len = records.len();
+                records.push_zeros(len.next_multiple_of(PAGE_BYTES as usize) - len);
+                Some((records, needs_sync))
             }
         }
     }
@@ -137,10 +138,10 @@ impl<F: DiskFile> SegmentWriter<F> {
         }
         let mut written = Written { buffer: Vec::new(), needs_sync: true };
         if let Work::Batch(batch, offset) = work
-            && let Some((buffer, needs_sync)) = batch.take()
+            && let Some((records, needs_sync)) = batch.take()
         {
-            self.file.write_at(&buffer, *offset)?;
-            written = Written { buffer, needs_sync };
+            self.file.write_pieces_at(&records.pieces(), *offset)?;
+            written = Written { buffer: records.into_buffer(), needs_sync };
         }
         if !written.needs_sync {
             self.is_broken.store(false, Ordering::Relaxed);
@@ -171,8 +172,8 @@ mod tests {
 
     fn batch(octets: &[u8], waits: bool) -> Arc<OpenBatch> {
         let batch = OpenBatch::new(Vec::new());
-        let appended = batch.append(waits, |bytes| {
-            bytes.extend_from_slice(octets);
+        let appended = batch.append(waits, |records| {
+            records.octets().extend_from_slice(octets);
             Ok::<_, ()>(())
         });
         assert_eq!(appended, Some(Ok(())));
@@ -182,13 +183,14 @@ mod tests {
     #[test]
     fn a_batch_is_open_until_it_is_taken_and_then_whole_pages() {
         let batch = batch(b"one", false);
-        let add = |bytes: &mut Vec<u8>| {
-            bytes.extend_from_slice(b"two");
-            Ok::<_, ()>(bytes.len())
+        let add = |records: &mut Records| {
+            records.octets().extend_from_slice(b"two");
+            Ok::<_, ()>(records.len())
         };
         assert_eq!(batch.append(true, add), Some(Ok(6)));
         assert_eq!(batch.append(false, |_| Err::<(), _>("no room")), Some(Err("no room")));
-        let (bytes, needs_sync) = batch.take().unwrap();
+        let (records, needs_sync) = batch.take().unwrap();
+        let bytes = records.into_buffer();
         assert_eq!((&bytes[..6], bytes.len(), needs_sync), (&b"onetwo"[..], 4096, true));
         assert_eq!(batch.append(true, add), None);
         assert!(batch.take().is_none());

@@ -36,7 +36,8 @@ impl Driver<'_> {
             return Ok(());
         }
         let ChunkedMessage { receiver, large, arrival_ms, .. } = *message;
-        let result = self.take_in(receiver.finish(), large, arrival_ms).await;
+        let taken = Taken { received: receiver.finish(), large, checksum: BodyChecksum::default() };
+        let result = self.take_in(taken, arrival_ms).await;
         self.note_refusal("data", None, &result);
         self.session.message_result(result.as_ref().map(String::as_str).map_err(Reply::clone));
         Ok(())
