@@ -507,6 +507,10 @@ fn cannot_listen(what: &str, address: SocketAddr, error: &io::Error) -> StartErr
 
 /// What start-up found wrong in the spool, one line each: nobody else would tell the operator that mail is missing.
 fn tell_damage(report: &spool::RecoveryReport) {
+    // The line of the log about it may have been lost with the process.
+    for id in &report.told {
+        tracing::info!(%id, "recipients had bounced when the process ended, for the report to the sender is there");
+    }
     for problem in &report.problems {
         match problem.loses_mail() {
             true => tracing::error!("spool: {problem}"),

@@ -200,6 +200,14 @@ def reloaded(box):
     done = relay.cli("reload", ok=False)
     check_equal(done.returncode, 0, f"nothing is new: {done.stderr}")
 
+    ways = relay.config["egress"]
+    change(egress=[{**way, "addresses": ["192.0.2.1"]} if way["name"] == "main" else way for way in ways])
+    queue_id = send(box, "a@other.test", ["x@plain.test"])[0]
+    check("from 192.0.2.1" in relay.wait_event("deferred", id=queue_id)["reply"], "the address that we do not have")
+    change(egress=ways)
+    relay.cli("queue", "flush")
+    relay.wait_event("delivered", id=queue_id)
+
     sink = box.sinks["asking"]
     wait_until(lambda: sink.open_now == 0, "idle connections to be closed")
     sink.script["connect"] = [3600]

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 #[command(
     name = "ringmail",
     version,
-    disable_help_subcommand = true,
     after_help = "Examples:\n  \
         ringmail                       run with /etc/ringmail/ringmail.toml, or without it on the embedded default\n  \
         ringmail user add joe          make a mailbox and login\n  \

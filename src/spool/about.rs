@@ -71,19 +71,22 @@ impl About {
         words.next().is_none().then_some(About { queue_id, what })
     }
 
-    /// Gives a survivor the outcome that its sender has been told of.
-    pub(super) fn settle(&self, survivor: &mut Survivor) {
-        match &self.what {
-            AboutWhat::Delayed => survivor.delay_dsn_sent = true,
-            AboutWhat::Failed(recipients) => {
-                for index in recipients {
-                    let state = survivor.recipients.get_mut(usize::from(*index)).map(|(_, state)| state);
-                    if let Some(state @ (RecipientState::Pending { .. } | RecipientState::Held { .. })) = state {
-                        *state = RecipientState::Bounced;
-                    }
-                }
+    /// Gives a survivor the outcome that its sender has been told of; and whether recipients have an end by it that they had
+    /// not.
+    pub(super) fn settle(&self, survivor: &mut Survivor) -> bool {
+        let AboutWhat::Failed(recipients) = &self.what else {
+            survivor.delay_dsn_sent = true;
+            return false;
+        };
+        let mut is_news = false;
+        for index in recipients {
+            let state = survivor.recipients.get_mut(usize::from(*index)).map(|(_, state)| state);
+            if let Some(state @ (RecipientState::Pending { .. } | RecipientState::Held { .. })) = state {
+                *state = RecipientState::Bounced;
+                is_news = true;
             }
         }
+        is_news
     }
 }
 

@@ -99,6 +99,8 @@ pub struct RecoveryReport {
     pub journal_lost: bool,
     /// Large bodies without a message, and files whose making was cut off; removed.
     pub leftovers: u64,
+    /// Messages with recipients that had failed, as a report says and the journal did not know.
+    pub told: Vec<QueueId>,
     /// Everything that an operator should know of.
     pub problems: Vec<Problem>,
 }
@@ -242,7 +244,7 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
     let mut survivors = replay.into_survivors();
     survivors.retain(|survivor| in_use.contains(&survivor.location.segment()));
     drop_missing(disk, &mut survivors, &keep.doubtful, &mut report)?;
-    settle_told(&mut survivors, &keep.told);
+    report.told = settle_told(&mut survivors, &keep.told);
     count_live(&mut found, &survivors, &keep.pinned);
     let large_orphans = orphans(disk, &found, &survivors, bodies, &keep)?;
     report.survivors = survivors.len() as u64;
@@ -263,18 +265,22 @@ pub(crate) fn recover<D: Disk>(disk: &D) -> Result<Recovered, OpenError> {
 }
 
 /// What senders have been told of is so: the process ended before the journal had heard of it. One with nothing left to do
-/// stays a survivor, for the scheduler ends it.
-fn settle_told(survivors: &mut [Survivor], told: &[About]) {
+/// stays a survivor, for the scheduler ends it. Gives those whose recipients have an end by it.
+fn settle_told(survivors: &mut [Survivor], told: &[About]) -> Vec<QueueId> {
     if told.is_empty() {
-        return;
+        return Vec::new();
     }
     let by_id: HashMap<QueueId, usize> =
         survivors.iter().enumerate().map(|(index, survivor)| (survivor.queue_id, index)).collect();
+    let mut settled = Vec::new();
     for about in told {
-        if let Some(index) = by_id.get(&about.queue_id) {
-            about.settle(&mut survivors[*index]);
+        if let Some(index) = by_id.get(&about.queue_id)
+            && about.settle(&mut survivors[*index])
+        {
+            settled.push(about.queue_id);
         }
     }
+    settled
 }
 
 /// Takes out the messages that the checkpoint knows where a segment that was shortened, or sealed after an error, holds no

@@ -443,9 +443,13 @@ async fn connect(endpoint: &Endpoint, target: Target<'_>, surroundings: &Surroun
             }
             let connected = TcpStream::connect(address, source, deadline).await;
             let mut dead_hosts = surroundings.dead_hosts.borrow_mut();
-            match &connected {
-                Ok(_) => dead_hosts.lives(address),
-                Err(_) => dead_hosts.died(address, rt::now()),
+            match (&connected, source) {
+                (Ok(_), _) => dead_hosts.lives(address),
+                // The operator named an address that this machine does not have, which says nothing of the host.
+                (Err(error), Some(source)) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                    return Err(format!("{address} from {source}: {error}"));
+                }
+                (Err(_), _) => dead_hosts.died(address, rt::now()),
             }
             connected.map_err(|error| format!("{address}: {error}"))
         }
