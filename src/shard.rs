@@ -16,6 +16,7 @@ use crate::telemetry::{Event, EventLog, Meter};
 use crate::tls::{ClientTls, TlsAcceptor};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,81 +62,119 @@ pub struct Seed {
 
 /// Runs a shard until `ToShard::Stop`.
 pub async fn run(seed: Seed) {
-    let Seed { config, spool, reader, mut inbox, scheduler, directory, authenticator, .. } = seed;
-    let Seed { tls, client_tls, doorman, resolver, descriptors_max, log, meter, started, receiving_ended, .. } = seed;
-    rt::spawn(meter.clone().beat());
-    let bind =
-        |settings: &SmtpListener| rt::TcpListener::bind(settings.address).map_err(|error| (settings.address, error));
-    let bound: Result<Vec<_>, _> = config.smtp_listeners.iter().map(bind).collect();
-    let bound = match bound {
-        Ok(bound) => bound,
-        Err(error) => return started.send(Err(error)),
-    };
-    let spool = Rc::new(spool.start());
-    let own_reader = reader.clone();
-    let outbound =
-        Outbound::new(reader, scheduler.clone(), client_tls, config.delivery.clone(), config.timeouts.clone());
-    let receiver = Receiver::new(receive::Context {
-        config: config.clone(),
-        spool: spool.clone(),
-        scheduler: scheduler.clone(),
-        directory,
-        authenticator,
-        doorman,
-        resolver: Resolver::new(resolver),
-        descriptors_max,
-        log: log.clone(),
-        meter: meter.clone(),
-    });
-    for ((settings, tls), listener) in config.smtp_listeners.iter().zip(tls).zip(bound) {
-        receiver.listen(settings, tls, listener);
-    }
-    started.send(Ok(()));
-    let stopping = Rc::new(Cell::new(false));
-    rt::spawn(report(spool.clone(), meter.clone(), stopping.clone()));
-    let submitter = Submitter { spool: spool.clone(), reader: own_reader, scheduler, log, meter: meter.clone() };
-    let mut receiving_ended = Some(receiving_ended);
+    let Some((mut shard, mut inbox)) = Shard::start(seed) else { return };
     while let Some(order) = inbox.recv().await {
-        match order {
-            ToShard::Deliver(job) => outbound.deliver(job),
-            ToShard::CloseLane(lane) => outbound.close_lane(lane),
-            ToShard::FreeSegment(number) => {
-                let spool = spool.clone();
-                rt::spawn(async move { spool.free_segment(number).await });
-            }
-            ToShard::Move(records) => {
-                let submitter = submitter.clone();
-                rt::spawn(async move { submitter.move_records(records).await });
-            }
-            ToShard::Submit { token, envelope, content } => {
-                let submitter = submitter.clone();
-                rt::spawn(async move { submitter.submit(token, *envelope, content).await });
-            }
-            ToShard::Pace(interval) => receiver.set_pace(interval),
-            ToShard::Reload(reloaded) => {
-                outbound.reload(reloaded.config.delivery.clone(), reloaded.config.timeouts.clone());
-                receiver.reload(&reloaded);
-            }
-            ToShard::StopAccepting => {
-                stopping.set(true);
-                meter.set_not_ready("stopping");
-                if let Some(ended) = receiving_ended.take() {
-                    let receiver = receiver.clone();
-                    rt::spawn(async move {
-                        receiver.stop().await;
-                        ended.send(());
-                    });
-                }
-            }
-            ToShard::Stop => break,
+        if shard.carry_out(order).is_break() {
+            break;
         }
     }
-    let patience = rt::now() + config.limits.stop_timeout;
-    if rt::timeout(patience, outbound.stop()).await.is_err() {
-        tracing::warn!("outbound connections did not close in time");
+    shard.end().await;
+}
+
+/// A shard that runs.
+struct Shard {
+    spool: Rc<ShardSpool>,
+    outbound: Outbound<SpoolReader>,
+    receiver: Receiver,
+    submitter: Submitter,
+    meter: Arc<Meter>,
+    /// Inbound sessions were told to end.
+    stopping: Rc<Cell<bool>>,
+    /// Told when they have ended; `None` once that is somebody's task.
+    receiving_ended: Option<rt::OneshotSender<()>>,
+    stop_timeout: Duration,
+}
+
+impl Shard {
+    /// Opens the listeners and says so, or which address is not to be had: then there is no shard.
+    fn start(seed: Seed) -> Option<(Shard, rt::Receiver<ToShard>)> {
+        let Seed { config, spool, reader, inbox, scheduler, directory, authenticator, .. } = seed;
+        let Seed { tls, client_tls, doorman, resolver, descriptors_max, log, meter, started, receiving_ended, .. } =
+            seed;
+        rt::spawn(meter.clone().beat());
+        let bind = |settings: &SmtpListener| {
+            rt::TcpListener::bind(settings.address).map_err(|error| (settings.address, error))
+        };
+        let bound: Result<Vec<_>, _> = config.smtp_listeners.iter().map(bind).collect();
+        let bound = match bound {
+            Ok(bound) => bound,
+            Err(error) => {
+                started.send(Err(error));
+                return None;
+            }
+        };
+        let spool = Rc::new(spool.start());
+        let (delivery, timeouts) = (config.delivery.clone(), config.timeouts.clone());
+        let outbound = Outbound::new(reader.clone(), scheduler.clone(), client_tls, delivery, timeouts);
+        let receiver = Receiver::new(receive::Context {
+            config: config.clone(),
+            spool: spool.clone(),
+            scheduler: scheduler.clone(),
+            directory,
+            authenticator,
+            doorman,
+            resolver: Resolver::new(resolver),
+            descriptors_max,
+            log: log.clone(),
+            meter: meter.clone(),
+        });
+        for ((settings, tls), listener) in config.smtp_listeners.iter().zip(tls).zip(bound) {
+            receiver.listen(settings, tls, listener);
+        }
+        started.send(Ok(()));
+        let stopping = Rc::new(Cell::new(false));
+        rt::spawn(report(spool.clone(), meter.clone(), stopping.clone()));
+        let submitter = Submitter { spool: spool.clone(), reader, scheduler, log, meter: meter.clone() };
+        let (receiving_ended, stop_timeout) = (Some(receiving_ended), config.limits.stop_timeout);
+        let shard = Shard { spool, outbound, receiver, submitter, meter, stopping, receiving_ended, stop_timeout };
+        Some((shard, inbox))
     }
-    spool.close().await;
-    meter.retire();
+
+    /// Does, or begins, what the scheduler asks for; `Break` at the end.
+    fn carry_out(&mut self, order: ToShard) -> ControlFlow<()> {
+        match order {
+            ToShard::Deliver(job) => self.outbound.deliver(job),
+            ToShard::CloseLane(lane) => self.outbound.close_lane(lane),
+            ToShard::FreeSegment(number) => {
+                let spool = self.spool.clone();
+                rt::spawn(async move { spool.free_segment(number).await });
+            }
+            ToShard::Move(records) => rt::spawn(self.submitter.clone().move_records(records)),
+            ToShard::Submit { token, envelope, content } => {
+                rt::spawn(self.submitter.clone().submit(token, *envelope, content));
+            }
+            ToShard::Pace(interval) => self.receiver.set_pace(interval),
+            ToShard::Reload(reloaded) => {
+                self.outbound.reload(reloaded.config.delivery.clone(), reloaded.config.timeouts.clone());
+                self.receiver.reload(&reloaded);
+            }
+            ToShard::StopAccepting => self.stop_accepting(),
+            ToShard::Stop => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn stop_accepting(&mut self) {
+        self.stopping.set(true);
+        self.meter.set_not_ready("stopping");
+        if let Some(ended) = self.receiving_ended.take() {
+            let receiver = self.receiver.clone();
+            rt::spawn(async move {
+                receiver.stop().await;
+                ended.send(());
+            });
+        }
+    }
+
+    /// Closes connections, commits, and ends.
+    async fn end(self) {
+        let patience = rt::now() + self.stop_timeout;
+        if rt::timeout(patience, self.outbound.stop()).await.is_err() {
+            tracing::warn!("outbound connections did not close in time");
+        }
+        self.spool.close().await;
+        self.meter.retire();
+    }
 }
 
 /// Shows what the spool counts, and whether this shard still accepts.
