@@ -129,6 +129,7 @@ fn show_smtp(section: &mut Section<'_>, listener: &SmtpListener, shared: &Limits
         section.begin("[smtp.limits]");
         section.text("message_size_max", Size(limits.message_bytes_max));
         section.plain("recipients_max", limits.recipients_max);
+        section.plain("messages_max", limits.messages_max);
         section.text("command_timeout", Span(limits.command_timeout));
         section.text("data_timeout", Span(limits.data_timeout));
         section.plain("errors_max", limits.errors_max);
@@ -271,6 +272,7 @@ fn show_times_and_limits(section: &mut Section<'_>, config: &Config) {
     section.plain("errors_max", limits.errors_max);
     section.plain("tarpit_errors", limits.tarpit_errors);
     section.text("tarpit_delay", Span(limits.tarpit_delay));
+    section.plain("hold_back_after", limits.hold_back_after);
     section.plain("sessions_max", limits.sessions_max);
     section.text("stop_timeout", Span(limits.stop_timeout));
     show_rates(section, config);
@@ -506,7 +508,8 @@ mod tests {
         assert_eq!(documented, known);
     }
 
-    /// The example is a line that sets the key, and the parser takes it together with what must go with it.
+    /// The example is a line that sets the key, the parser takes it together with what must go with it, and what is shown of
+    /// the outcome means the same.
     #[track_caller]
     fn check_example(header: &str, key: &str, example: &str) {
         assert!(example.starts_with(&format!("{key} = ")), "{header} {key}: {example}");
@@ -514,7 +517,21 @@ mod tests {
         let pem = folder.path().join("file.pem");
         std::fs::write(&pem, "").unwrap();
         let pem_line = |name: &str| format!("{name} = {:?}", pem.display().to_string());
-        let (example, company) = match (header, key) {
+        let (example, company) = company_of(header, key, example, pem_line);
+        let after = if header == "[[tls.sni]]" {
+            format!("[tls]\n{}\n{}\n", pem_line("certificate"), pem_line("key"))
+        } else {
+            String::new()
+        };
+        let text =
+            format!("{}{header}\n{example}\n{company}\n{after}[[smtp]]\naddress = \"127.0.0.1:25\"\n", parent(header));
+        // It is hidden; that it is needed is seen all the same.
+        check(&text.replace("password = \"p\"", &format!("password = {HIDDEN:?}")));
+    }
+
+    /// The line, and those that must stand beside it. The example's files are not on every machine: `pem_line` names one.
+    fn company_of(header: &str, key: &str, example: &str, pem_line: impl Fn(&str) -> String) -> (String, String) {
+        match (header, key) {
             ("[[smtp]]" | "[[pop3]]", "certificate") => {
                 (pem_line("certificate"), format!("{}\naddress = \"127.0.0.1:1\"", pem_line("key")))
             }
@@ -568,7 +585,6 @@ mod tests {
                 (example.to_owned(), "domain = \"*\"\nhost = \"a.test\"\nusername = \"u\"".to_owned())
             }
             ("[[route]]", _) => (example.to_owned(), "domain = \"*\"\nhost = \"a.test\"".to_owned()),
-            // The example's files are not on every machine.
             ("[[dnsbl]]", key) if key != "zone" => (example.to_owned(), "zone = \"a.test\"".to_owned()),
             // Whole tables below this one.
             ("[[smtp]]", "limits") | ("[tls]", "sni") => panic!("{key} is a section of its own"),
@@ -577,16 +593,7 @@ mod tests {
             ("[tls]", "key") => (pem_line("key"), pem_line("certificate")),
             ("[tls]", _) => (pem_line("certificate"), pem_line("key")),
             _ => (example.to_owned(), String::new()),
-        };
-        let after = if header == "[[tls.sni]]" {
-            format!("[tls]\n{}\n{}\n", pem_line("certificate"), pem_line("key"))
-        } else {
-            String::new()
-        };
-        config_of(&format!(
-            "{}{header}\n{example}\n{company}\n{after}[[smtp]]\naddress = \"127.0.0.1:25\"\n",
-            parent(header)
-        ));
+        }
     }
 
     /// The long example of the documentation is a whole configuration.
