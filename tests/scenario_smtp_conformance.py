@@ -266,6 +266,7 @@ DIALOGUES = [
     ("an empty line is no command", [(b"\r\n\r\n" + B, "500 500 250")]),
     ("a bare LF is no line end", [(b"EHLO x\nNOOP\r\n", "500 250")]),
     ("a bare CR is no line end", [(b"EHLO x\rNOOP\r\n" + B, "500 250")]),
+    ("HTTP is not listened to", [(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n" + B + M, "500 421")]),
     ("commands in octets", [(b"".join((B, M, R)), "250 250 250")]),
     ("binary content needs BDAT", [(B + b"MAIL FROM:<> BODY=BINARYMIME\r\n" + R + b"DATA\r\nRSET\r\n", "250 250 250 503 250")]),
     ("binary content is not for mailboxes", [(B + b"MAIL FROM:<> BODY=BINARYMIME\r\nRCPT TO:<alice@here.test>\r\n", "250 250 554")]),

@@ -526,6 +526,7 @@ impl Driver<'_> {
                 tls: tls.as_deref(),
                 queue_id,
                 single_recipient: single,
+                priority: envelope.priority,
                 arrival_ms,
             };
             trace::write_received(out, &field);

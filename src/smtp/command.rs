@@ -181,6 +181,13 @@ pub fn is_bdat(line: &[u8]) -> bool {
     verb && line.get(4).is_none_or(|byte| !byte.is_ascii_alphanumeric())
 }
 
+/// The line is one by which HTTP begins: something that speaks HTTP was made to connect, perhaps by a page in a browser
+/// within our network, and what stands further down in its request may look like commands.
+pub fn is_http(line: &[u8]) -> bool {
+    let method = line.split(|&byte| byte == b' ').next().unwrap_or_default();
+    [&b"GET"[..], b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT"].contains(&method)
+}
+
 fn no_argument<'a>(argument: &[u8], command: Command<'a>) -> Result<Command<'a>, Reply> {
     match argument {
         [] => Ok(command),

@@ -464,7 +464,12 @@ impl Session {
         let smtputf8 = matches!(&self.state, State::Mail(transaction) if transaction.envelope.smtputf8);
         match command::parse(line, self.extensions(), smtputf8) {
             Ok(command) => self.handle_command(command),
-            Err(reply) => self.refuse(reply),
+            Err(reply) => {
+                self.refuse(reply);
+                if command::is_http(line) {
+                    self.end(&Reply::new(421, (4, 7, 0), format!("{} is no web server", self.config.hostname)));
+                }
+            }
         }
     }
 

@@ -28,6 +28,8 @@ pub struct ReceivedField<'a> {
     /// The recipient of a message with a single one. With more it must be `None`: each would see the others, blind
     /// copies included (section 7.2).
     pub single_recipient: Option<&'a Address>,
+    /// MT-PRIORITY; 0 is not written.
+    pub priority: i8,
     /// Arrival, milliseconds since the UNIX epoch.
     pub arrival_ms: u64,
 }
@@ -120,10 +122,13 @@ pub fn write_received(out: &mut Vec<u8>, received: &ReceivedField<'_>) {
     }
     write(out, format_args!(" id {}", received.queue_id));
     if let Some(recipient) = received.single_recipient {
-        write(out, format_args!("\r\n\tfor <{recipient}>; "));
-    } else {
-        out.extend_from_slice(b";\r\n\t");
+        write(out, format_args!("\r\n\tfor <{recipient}>"));
     }
+    if received.priority != 0 {
+        // The clause that RFC 6710 registers; such clauses stand last (RFC 5321 section 4.4).
+        write(out, format_args!(" PRIORITY {}", received.priority));
+    }
+    out.extend_from_slice(if received.single_recipient.is_some() { b"; " } else { b";\r\n\t" });
     out.extend_from_slice(rfc5322_date(received.arrival_ms).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
@@ -233,6 +238,7 @@ mod tests {
             tls: with.tls.then_some("TLSv1.3 TLS_AES_256_GCM_SHA384"),
             queue_id: QueueId(1),
             single_recipient: recipient.as_ref(),
+            priority: 0,
             arrival_ms: ARRIVAL_MS,
         };
         let mut out = Vec::new();
@@ -262,6 +268,35 @@ mod tests {
     }
 
     #[test]
+    fn a_priority_stands_last() {
+        let recipient = Address::parse(b"a@b.example", false).unwrap();
+        for (single_recipient, end) in [
+            (
+                Some(&recipient),
+                "id 000000000001\r\n\tfor <a@b.example> PRIORITY -4; Mon, 23 Nov 2026 12:34:56 +0000\r\n",
+            ),
+            (None, "id 000000000001 PRIORITY -4;\r\n\tMon, 23 Nov 2026 12:34:56 +0000\r\n"),
+        ] {
+            let mut out = Vec::new();
+            let received = ReceivedField {
+                helo: "c.example",
+                client: "192.0.2.1".parse().unwrap(),
+                client_name: None,
+                hostname: "mx.example",
+                with: WITH,
+                tls: None,
+                queue_id: QueueId(1),
+                single_recipient,
+                priority: -4,
+                arrival_ms: ARRIVAL_MS,
+            };
+            write_received(&mut out, &received);
+            let written = String::from_utf8(out).unwrap();
+            assert!(written.ends_with(end), "{written}");
+        }
+    }
+
+    #[test]
     fn a_name_told_by_a_proxy_stands_before_the_address() {
         let written = |client_name| {
             let mut out = Vec::new();
@@ -274,6 +309,7 @@ mod tests {
                 tls: None,
                 queue_id: QueueId(1),
                 single_recipient: None,
+                priority: 0,
                 arrival_ms: ARRIVAL_MS,
             };
             write_received(&mut out, &received);

@@ -156,6 +156,14 @@ fn too_many_errors_end_the_session() {
 }
 
 #[test]
+fn http_ends_the_session() {
+    let post = "POST / HTTP/1.1\r\nHost: mx.example:25\r\n\r\nEHLO c\r\nMAIL FROM:<>\r\n";
+    check(post, "500 421");
+    check("EHLO c\r\nGET\r\nNOOP\r\n", "250 500 421");
+    check("GETX / HTTP/1.1\r\nHost: x\r\nNOOP\r\n", "500 500 250");
+}
+
+#[test]
 fn lmtp_answers_for_each_recipient() {
     let lmtp = SessionConfig { lmtp: true, ..config() };
     check_with(
