@@ -33,13 +33,13 @@ def start(box):
         "dnsbl": [{"zone": "bl.test", "answers": ["127.0.0.2"]}, {"zone": "wl.test", "weight": -1},
                   {"zone": "refusing.test"}],
         "greylist": {"delay": "2s"},
-        "account_limits": {"messages": "3/1h"},
+        "account_limits": {"messages": "4/1h"},
         "login_limits": {"account_failures": "2/1h"},
     })
     plain = box.relay.config["smtp"][0]
     plain.update({"sender_check": "known", "helo_check": "fqdn"})
     box.relay.config["smtp"].append({
-        "address": f"127.0.0.1:{box.port}", "profile": "submission", "auth_without_tls": True, "greylisting": False})
+        "address": f"127.0.0.1:{box.port}", "profile": "submission", "auth_without_tls": True, "greylisting": False, "recipient_check": "known"})
     box.relay.write_config()
     for name in ("joe", "ann"):
         box.relay.add_user(name, "secret")
@@ -134,11 +134,14 @@ def login(box, name, password="secret"):
 
 
 def submission(box):
-    """a submission listener wants a login, holds it to its own addresses and completes the header"""
+    """a submission listener wants a login, known recipients and own addresses, and completes the header"""
     dialogue(box, ("EHLO client.known.test", "250"), ("MAIL FROM:<joe@home.test>", "530 5.7.0"), port=box.port)
     session = client(box, port=box.port)
     for command, expected in (("EHLO client", "250"), (f"AUTH PLAIN {login(box, 'joe')}", "235"),
                               ("MAIL FROM:<ann@home.test>", "553 5.7.1"), ("MAIL FROM:<joe@home.test>", "250"),
+                              ("RCPT TO:<x@none.known.test>", "550 5.1.2"), ("RCPT TO:<x@nothing.test>", "550 5.1.2"),
+                              ("RCPT TO:<x@null.test>", "556 5.1.10"), ("RCPT TO:<x@[192.0.2.1]>", "250"), ("RSET", "250"),
+                              ("MAIL FROM:<joe@home.test>", "250"),
                               ("RCPT TO:<ann@home.test>", "250"), ("DATA", "354"),
                               ("Subject: no date\r\n\r\nbody\r\n.", "250")):
         expect(session.ask(command), expected, command)

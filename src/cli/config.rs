@@ -120,6 +120,7 @@ fn show_smtp(section: &mut Section<'_>, listener: &SmtpListener, shared: &Limits
     section.text("greet_pause", Span(listener.greet_pause));
     section.text("helo_check", listener.helo_check.name());
     section.text("sender_check", listener.sender_check.name());
+    section.text("recipient_check", listener.recipient_check.name());
     section.text("sender_must_match_login", listener.sender_must_match_login.name());
     section.plain("dnsbl_threshold", listener.dnsbl_threshold);
     section.plain("greylisting", listener.greylisting);

@@ -43,7 +43,7 @@ pub use reply_rule::{ReplyEffect, ReplyRule, reply_rules_of};
 pub use retry::Retry;
 pub use route::{NextHopConfig, Route};
 pub use site::SiteConfig;
-pub use smtp::{HeloCheck, LineEndings, LoginSenders, Profile, SenderCheck, SmtpListener};
+pub use smtp::{DomainCheck, HeloCheck, LineEndings, LoginSenders, Profile, SmtpListener};
 pub use spool::SpoolConfig;
 pub use timeouts::Timeouts;
 pub use tls::{CertificateFiles, ClientCertificates, ListenerTls, TlsFiles, TlsMode};

@@ -43,7 +43,9 @@ pub struct SmtpListener {
     /// What strangers may call themselves.
     pub helo_check: HeloCheck,
     /// Which reverse-paths strangers may use.
-    pub sender_check: SenderCheck,
+    pub sender_check: DomainCheck,
+    /// Which forward-paths are taken; default any.
+    pub recipient_check: DomainCheck,
     /// Which reverse-paths a login may use.
     pub sender_must_match_login: LoginSenders,
     /// Strangers whose weight in the lists of `[[dnsbl]]` reaches this are refused; 0 asks nobody.
@@ -80,23 +82,23 @@ impl HeloCheck {
     }
 }
 
-/// Which reverse-paths strangers may use.
+/// Which addresses are taken: reverse-paths of strangers, forward-paths.
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[serde(rename_all = "lowercase")]
-pub enum SenderCheck {
+pub enum DomainCheck {
     /// All.
     #[default]
     Any,
-    /// Those that an answer could reach: local users, and domains with an MX or address, without a null MX.
+    /// Those that mail could reach: local users, and domains with an MX or address, without a null MX.
     Known,
 }
 
-impl SenderCheck {
+impl DomainCheck {
     /// As it is configured.
     pub fn name(self) -> &'static str {
         match self {
-            SenderCheck::Any => "any",
-            SenderCheck::Known => "known",
+            DomainCheck::Any => "any",
+            DomainCheck::Known => "known",
         }
     }
 }
@@ -208,7 +210,9 @@ pub(super) struct Smtp {
     #[serde(default)]
     helo_check: HeloCheck,
     #[serde(default)]
-    sender_check: SenderCheck,
+    sender_check: DomainCheck,
+    #[serde(default)]
+    recipient_check: DomainCheck,
     sender_must_match_login: Option<LoginSenders>,
     dnsbl_threshold: Option<Spanned<i32>>,
     #[serde(default)]
@@ -281,6 +285,7 @@ fn smtp_listener(smtp: Smtp, any_certificate: bool, limits: &Limits) -> Result<S
         greet_pause,
         helo_check: smtp.helo_check,
         sender_check: smtp.sender_check,
+        recipient_check: smtp.recipient_check,
         sender_must_match_login: smtp.sender_must_match_login.unwrap_or(login_senders),
         dnsbl_threshold,
         greylisting: smtp.greylisting,

@@ -6,13 +6,13 @@
 use super::doorman::{ClientPermit, Sender, sender_key};
 use super::policy::{self, Check, Stage};
 use super::session::{Driver, Lost, spool_reply};
-use crate::config::{HeloCheck, LoginSenders, SenderCheck};
+use crate::config::{DomainCheck, HeloCheck, LoginSenders};
 use crate::dns::{DnsError, FamilyPolicy};
 use crate::mailbox::Lookup;
 use crate::mailbox::deliver::full_mailbox;
 use crate::rt;
 use crate::smtp::data::HeaderSection;
-use crate::smtp::{Address, Reply, ReversePath};
+use crate::smtp::{Address, ForwardPath, Reply, ReversePath};
 use crate::spool::{BodyType, SpoolError};
 use smallvec::SmallVec;
 use std::future::poll_fn;
@@ -95,7 +95,7 @@ impl Driver<'_> {
                 Check::Helo if self.listener.settings.helo_check != HeloCheck::Any => {
                     Box::pin(self.helo_is_sound()).await?;
                 }
-                Check::SenderKnown if self.listener.settings.sender_check == SenderCheck::Known => {
+                Check::SenderKnown if self.listener.settings.sender_check == DomainCheck::Known => {
                     Box::pin(self.sender_is_known()).await?;
                 }
                 _ => {}
@@ -180,6 +180,28 @@ impl Driver<'_> {
         }
     }
 
+    /// A domain with a route of its own may be one that the DNS does not know.
+    async fn recipient_is_known(&self) -> Result<(), Reply> {
+        let Some(ForwardPath::Mailbox(address)) = self.session.rcpt().map(|rcpt| &rcpt.forward_path) else {
+            return Ok(());
+        };
+        let domain = address.domain_lower();
+        let config = &self.listener.config;
+        let mut patterns = config.routes.iter().map(|route| &*route.domain).filter(|pattern| *pattern != "*");
+        let is_local = self.context().directory.snapshot().lookup(address) != Lookup::NotLocal;
+        if is_local || domain.starts_with('[') || patterns.any(|pattern| policy::domain_matches(pattern, &domain)) {
+            return Ok(());
+        }
+        match self.is_no_mail_domain(&domain).await {
+            None => Ok(()),
+            // RFC 7505 section 4.1.
+            Some(DomainFault::NullMx) => Err(Reply::new(556, (5, 1, 10), "the recipient's domain takes no mail")),
+            Some(DomainFault::Unknown) => {
+                Err(Reply::new(550, (5, 1, 2), "the recipient's domain has neither MX nor address"))
+            }
+        }
+    }
+
     /// What speaks against a domain; `None` also where the DNS does not answer.
     async fn is_no_mail_domain(&self, domain: &str) -> Option<DomainFault> {
         let resolver = &self.context().resolver;
@@ -210,6 +232,9 @@ impl Driver<'_> {
                 Check::ClientRate => {
                     let (doorman, limits) = (&self.context().doorman, &self.listener.config.client_limits);
                     doorman.client_recipient(self.session.client(), limits, rt::now())?;
+                }
+                Check::RecipientKnown if self.listener.settings.recipient_check == DomainCheck::Known => {
+                    Box::pin(self.recipient_is_known()).await?;
                 }
                 Check::Dnsbl => self.is_in_no_list().await?,
                 Check::Greylist => self.has_come_before()?,

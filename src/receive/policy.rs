@@ -42,6 +42,8 @@ pub enum Check {
     SenderKnown,
     /// Who may send where, and which local users there are.
     Relay,
+    /// There is a way to the recipient's domain.
+    RecipientKnown,
     /// The client is in no list.
     Dnsbl,
     /// The client has come before.
@@ -93,6 +95,7 @@ pub const STEPS: &[Step] = &[
     step(Stage::Rcpt, Check::Relay, About::All),
     step(Stage::Rcpt, Check::SenderRate, About::NotTrusted),
     step(Stage::Rcpt, Check::ClientRate, About::Strangers),
+    step(Stage::Rcpt, Check::RecipientKnown, About::All),
     step(Stage::Rcpt, Check::Dnsbl, About::Strangers),
     step(Stage::Rcpt, Check::Greylist, About::Strangers),
     step(Stage::Data, Check::HeaderSize, About::All),
@@ -231,7 +234,7 @@ fn is_relay_domain(policy: &RelayPolicy, domain: &str) -> bool {
 }
 
 /// `example.com` matches itself, `.example.com` its subdomains; case does not matter.
-fn domain_matches(pattern: &str, domain: &str) -> bool {
+pub(super) fn domain_matches(pattern: &str, domain: &str) -> bool {
     match pattern.strip_prefix('.') {
         None => pattern.eq_ignore_ascii_case(domain),
         Some(parent) => {
