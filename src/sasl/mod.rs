@@ -133,6 +133,9 @@ pub enum Failure {
     /// between. SMTP 535 5.7.8.
     #[error("the channel binding does not fit")]
     ChannelBinding,
+    /// The client wants to act for somebody else: SMTP 535 5.7.8.
+    #[error("nobody may act for somebody else here")]
+    OtherIdentity,
 }
 
 /// Decodes a line of an exchange (without its line end).

@@ -12,6 +12,7 @@ use super::scram::{KEY_BYTES, ScramKeys, is_nonce};
 use super::{ChannelBindings, Failure, Mechanism, RESPONSE_BYTES_MAX, USERNAME_BYTES_MAX};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use smallvec::SmallVec;
 
 /// What is next in an exchange.
 #[derive(Debug)]
@@ -137,7 +138,7 @@ impl Exchange {
             return Step::Failed(Failure::TooLong);
         }
         let next = match self.0 {
-            State::Plain => plain(response).map(Step::Judge),
+            State::Plain => return plain(response).map_or_else(Step::Failed, Step::Judge),
             State::LoginUsername => username(response)
                 .map(|username| Step::Challenge(b"Password:".to_vec(), Exchange(State::LoginPassword { username }))),
             State::LoginPassword { username } => {
@@ -155,14 +156,14 @@ impl Exchange {
 
 /// `[authorization identity] NUL authentication identity NUL password` (RFC 4616). Acting for somebody else is not
 /// possible here.
-fn plain(response: &[u8]) -> Option<Evidence> {
-    let mut parts = response.split(|&c| c == 0);
-    let (authorization, authentication, password) = (parts.next()?, parts.next()?, parts.next()?);
-    let own = authorization.is_empty() || authorization == authentication;
-    if parts.next().is_some() || !own {
-        return None;
+fn plain(response: &[u8]) -> Result<Evidence, Failure> {
+    let parts: SmallVec<[&[u8]; 4]> = response.split(|&c| c == 0).take(4).collect();
+    let [authorization, authentication, password] = parts[..] else { return Err(Failure::Malformed) };
+    let username = username(authentication).ok_or(Failure::Malformed)?;
+    if !authorization.is_empty() && authorization != authentication {
+        return Err(Failure::OtherIdentity);
     }
-    Some(Evidence::Password { username: username(authentication)?, password: password.to_vec() })
+    Ok(Evidence::Password { username, password: password.to_vec() })
 }
 
 fn username(octets: &[u8]) -> Option<String> {
@@ -174,6 +175,9 @@ fn username(octets: &[u8]) -> Option<String> {
 fn scram_first(response: &[u8], plus: bool, bindings: &ChannelBindings) -> Step {
     let first = std::str::from_utf8(response).ok().and_then(ClientFirst::parse);
     let Some(first) = first else { return Step::Failed(Failure::Malformed) };
+    if first.is_for_another {
+        return Step::Failed(Failure::OtherIdentity);
+    }
     let data = match first.flag {
         Flag::None if plus => return Step::Failed(Failure::Malformed),
         Flag::None => None,
@@ -213,6 +217,8 @@ struct ClientFirst<'a> {
     bare: &'a str,
     username: String,
     nonce: &'a str,
+    /// It gives another authorization identity.
+    is_for_another: bool,
 }
 
 impl ClientFirst<'_> {
@@ -232,12 +238,12 @@ impl ClientFirst<'_> {
         if !attributes.all(is_extension) {
             return None;
         }
-        let own = match authorization {
-            "" => true,
-            authorization => authorization.strip_prefix("a=") == Some(name),
+        let is_for_another = match authorization {
+            "" => false,
+            authorization => saslname(authorization.strip_prefix("a=")?)? != saslname(name)?,
         };
         let username = username(saslname(name)?.as_bytes())?;
-        own.then_some(ClientFirst { flag, gs2_header, bare, username, nonce })
+        Some(ClientFirst { flag, gs2_header, bare, username, nonce, is_for_another })
     }
 }
 
@@ -393,11 +399,11 @@ mod tests {
         check("\0jö\0ü".as_bytes(), Ok(("jö", "ü".as_bytes())));
         check(b"\0joe\0", Ok(("joe", b"")));
         check(b"\0joe\0\xff\xfe", Ok(("joe", b"\xff\xfe")));
-        for bad in
-            [&b""[..], b"joe", b"\0joe", b"\0\0secret", b"ann\0joe\0secret", b"\0joe\0sec\0ret", b"\0j\xff\0secret"]
+        for bad in [&b""[..], b"joe", b"\0joe", b"\0\0secret", b"ann\0\0secret", b"\0joe\0sec\0ret", b"\0j\xff\0secret"]
         {
             check(bad, Err(Failure::Malformed));
         }
+        check(b"ann\0joe\0secret", Err(Failure::OtherIdentity));
         check(&[b"\0", &[b'x'; 321][..], b"\0secret"].concat(), Err(Failure::Malformed));
         check(&vec![b'x'; RESPONSE_BYTES_MAX + 1], Err(Failure::TooLong));
     }
@@ -493,7 +499,7 @@ mod tests {
         check("y,,n=user,r=x", Ok(()));
         check("n,a=user,n=user,r=x", Ok(()));
         check("n,,n=user,r=x,e=y", Ok(()));
-        check("n,a=ann,n=user,r=x", Err(Failure::Malformed));
+        check("n,a=ann,n=user,r=x", Err(Failure::OtherIdentity));
         check("p=tls-exporter,,n=user,r=x", Err(Failure::Malformed));
         check("n,,m=x,n=user,r=x", Err(Failure::Malformed));
         check("n,,n=,r=x", Err(Failure::Malformed));

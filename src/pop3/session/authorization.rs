@@ -150,6 +150,7 @@ impl Session {
                     Failure::TooLong => "the response is too long",
                     Failure::Malformed => "this is no response of this mechanism",
                     Failure::ChannelBinding => "[AUTH] the channel binding does not fit",
+                    Failure::OtherIdentity => "[AUTH] nobody may act for somebody else here",
                 });
             }
         }

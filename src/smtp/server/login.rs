@@ -131,5 +131,6 @@ fn failure_reply(failure: Failure) -> Reply {
         Failure::TooLong => Reply::new(500, (5, 5, 6), "the response is too long"),
         Failure::Malformed => Reply::new(501, (5, 5, 2), "malformed response"),
         Failure::ChannelBinding => Reply::new(535, (5, 7, 8), "the channel binding does not fit"),
+        Failure::OtherIdentity => Reply::new(535, (5, 7, 8), "nobody may act for somebody else here"),
     }
 }
