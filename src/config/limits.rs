@@ -3,6 +3,7 @@
 use super::check::{MIB, day, in_range, in_range_by, plain, second, seconds};
 use super::error::Problem;
 use super::units::{ByteSize, Period};
+use crate::smtp::data::HEADER_BYTES_SMALL;
 use serde::Deserialize;
 use std::time::Duration;
 use toml::Spanned;
@@ -88,7 +89,12 @@ impl Default for LimitsTable {
 pub(super) fn limits(table: &LimitsTable) -> Result<Limits, Problem> {
     Ok(Limits {
         message_bytes_max: message_bytes_max(&table.message_size_max)?,
-        header_bytes_max: in_range_by(&table.header_size_max, |s| s.0, 1024..=(1 << 32), "header_size_max")?,
+        header_bytes_max: in_range_by(
+            &table.header_size_max,
+            |s| s.0,
+            HEADER_BYTES_SMALL..=(1 << 32),
+            "header_size_max",
+        )?,
         recipients_max: recipients_max(&table.recipients_max)?,
         messages_max: messages_max(&table.messages_max)?,
         hops_max: in_range(&table.hops_max, 1..=1000, "hops_max")?,

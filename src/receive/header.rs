@@ -1,5 +1,6 @@
 //! What a submission server adds to a message that lacks it (RFC 6409 section 8): Date and Message-ID. No I/O.
 
+use crate::smtp::data::is_header_line;
 use crate::smtp::trace;
 use crate::spool::QueueId;
 
@@ -37,17 +38,6 @@ fn is_field(line: &[u8], name: &[u8]) -> bool {
     let Some((start, rest)) = line.split_at_checked(name.len()) else { return false };
     // White space before the colon is obsolete, and still read (RFC 5322 section 4.5).
     start.eq_ignore_ascii_case(name) && rest.trim_ascii_start().first() == Some(&b':')
-}
-
-/// A field's first line, or the folded rest of one.
-fn is_header_line(line: &[u8]) -> bool {
-    match line.first() {
-        Some(b' ' | b'\t') => true,
-        _ => {
-            let name = line.iter().take_while(|octet| (33..=126).contains(*octet) && **octet != b':').count();
-            name > 0 && line[name..].trim_ascii_start().first() == Some(&b':')
-        }
-    }
 }
 
 /// Appends the fields. The queue ID names the message here, and with our name everywhere.

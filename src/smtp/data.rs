@@ -364,7 +364,7 @@ pub struct HeaderSection {
     open: Option<LineEnd>,
 }
 
-/// How a part of a message ends.
+/// How a part of a message ends within its header section.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum LineEnd {
     /// Within a line.
@@ -378,12 +378,24 @@ enum LineEnd {
 }
 
 impl HeaderSection {
-    /// Looks through the first part of a message in wire form. It looks no further once there are `hops_max` hops.
+    /// Looks through the first part of a message in wire form, up to the empty line or the first line that is no field's,
+    /// with which the body begins without one (where that makes no great difference, it may look beyond). It looks no
+    /// further once there are `hops_max` hops.
     pub fn of(part: &[u8], hops_max: usize) -> HeaderSection {
+        let section = HeaderSection::up_to(part, hops_max, |rest| rest.starts_with(b"\r\n"));
+        if section.bytes <= HEADER_BYTES_SMALL && section.open.is_none() {
+            return section;
+        }
+        // Only now it matters whether all of it are fields.
+        HeaderSection::up_to(part, hops_max, |rest| !is_header_line(rest) && !is_cut_off(rest))
+    }
+
+    /// `ends` is asked about the text from the start of each line on.
+    fn up_to(part: &[u8], hops_max: usize, ends: impl Fn(&[u8]) -> bool) -> HeaderSection {
         const NAME: &[u8] = b"received:";
         let mut hops = 0;
         let mut rest = part;
-        while hops < hops_max && !rest.is_empty() && !rest.starts_with(b"\r\n") {
+        while hops < hops_max && !rest.is_empty() && !ends(rest) {
             if rest.get(..NAME.len()).is_some_and(|start| start.eq_ignore_ascii_case(NAME)) {
                 hops += 1;
             }
@@ -399,7 +411,8 @@ impl HeaderSection {
         HeaderSection { hops, bytes: (part.len() - rest.len()) as u64, open }
     }
 
-    /// Goes on with the next part of a message whose header section may not have ended; its hops do not count.
+    /// Goes on with the next part of a message whose header section may not have ended, up to the empty line; hops in it do
+    /// not count.
     pub fn go_on(&mut self, part: &[u8]) {
         for byte in part {
             let Some(end) = self.open else { return };
@@ -416,6 +429,33 @@ impl HeaderSection {
             };
         }
     }
+}
+
+/// Octets of a header section that no limit is below: it need not be known to the octet.
+pub const HEADER_BYTES_SMALL: u64 = 1024;
+
+/// Octets of a field's name at most: longer lines without a colon are none (RFC 5322 section 2.1.1).
+const FIELD_NAME_BYTES_MAX: usize = 998;
+
+/// Whether the line at the start of `text` is the first of a field, or the folded rest of one. White space before the colon
+/// is obsolete, and still read (RFC 5322 section 4.5).
+pub fn is_header_line(text: &[u8]) -> bool {
+    if matches!(text.first(), Some(b' ' | b'\t')) {
+        return true;
+    }
+    let name = field_name_bytes(text);
+    let behind = text[name..].iter().find(|octet| !matches!(octet, b' ' | b'\t'));
+    name > 0 && behind == Some(&b':')
+}
+
+/// The text ends before it shows whether its line is a field's.
+fn is_cut_off(text: &[u8]) -> bool {
+    let behind = &text[field_name_bytes(text)..];
+    text == b"\r" || (text.len() < FIELD_NAME_BYTES_MAX && behind.iter().all(|octet| matches!(octet, b' ' | b'\t')))
+}
+
+fn field_name_bytes(text: &[u8]) -> usize {
+    text.iter().take(FIELD_NAME_BYTES_MAX).take_while(|octet| matches!(octet, 33..=57 | 59..=126)).count()
 }
 
 /// Appends `content` (CRLF line ends) dot-stuffed, with a line end at its end; answers whether any dot was added.
@@ -659,7 +699,7 @@ mod tests {
             (b"A: b\r\n\r\n", 6),
             (b"A: b\r\n", 6),
             (b"A: b\r\r\n \rc\n\r\n\r\nbody\r\n", 13),
-            (b"no line end", 11),
+            (b"A :b, no line end", 17),
         ] {
             let whole = HeaderSection::of(message, 9);
             assert_eq!(whole.bytes, bytes, "{}", message.escape_ascii());
@@ -669,7 +709,17 @@ mod tests {
                 assert_eq!(split.bytes, bytes, "{} at {at}", message.escape_ascii());
             }
         }
-        assert_eq!(HeaderSection::of(b"\r\nbody\r\n", 9).bytes, 0);
+        let bytes = |message: &[u8]| HeaderSection::of(message, 9).bytes;
+        assert_eq!(bytes(b"\r\nbody\r\n"), 0);
+        assert_eq!(bytes(b"body\r\nReceived: x\r\n"), 0, "a body without a header section");
+        let long = b"body\r\n".repeat(200);
+        assert_eq!(
+            bytes(&[b"A: b\r\nbody here: c\r\nD: e\r\n", &long[..], b"\r\n"].concat()),
+            6,
+            "no empty line before it"
+        );
+        assert_eq!(bytes(&b"x".repeat(2000)), 0, "no name of a field");
+        assert_eq!(bytes(b"A: b\r\nD"), 7, "it may go on");
     }
 
     #[test]
