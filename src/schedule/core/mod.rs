@@ -372,6 +372,8 @@ pub struct Scheduler {
     totals: Totals,
 }
 
+/// Room for this many actions is kept when there are none.
+const ACTIONS_KEPT: usize = 16_384;
 /// Milliseconds of a tick of the wheels.
 const TICK_MS: u64 = 64;
 /// Timers handled in one turn at most; the rest follows in the next, after the driver looked at its channel.
@@ -692,6 +694,10 @@ impl Scheduler {
     /// The next thing to do; `None` until the next event or deadline.
     pub fn poll_action(&mut self, now: u64) -> Option<Action> {
         if self.actions.is_empty() {
+            // What a large order has left behind.
+            if self.actions.capacity() > ACTIONS_KEPT {
+                self.actions = VecDeque::new();
+            }
             self.dispatch(now);
         }
         self.actions.pop_front()

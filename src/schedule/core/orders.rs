@@ -80,8 +80,9 @@ pub(super) enum Pending {
 pub(super) type PendingOrders = SmallVec<[(RecipientIndex, Pending); 1]>;
 
 impl Scheduler {
-    /// Recipients that match, of messages from a position on, at most `max` positions of it; the next position, where
-    /// there is one. A message that is queued during the whole walk is seen exactly once.
+    /// Recipients that match, of messages from a position on: at most `max` positions of it, and no further message once
+    /// there are so many recipients; the next position, where there is one. A message that is queued during the whole walk is
+    /// seen exactly once.
     pub fn select(&self, criteria: &Criteria, from: u32, max: u32) -> (Vec<Target>, Option<u32>) {
         if let Some(queue_id) = criteria.queue_id {
             let found = self.find_message(queue_id).and_then(|key| self.target(criteria, key));
@@ -89,8 +90,14 @@ impl Scheduler {
         }
         let end = self.messages.key_end();
         let stop = end.min(from.saturating_add(max.max(1)));
-        let seen = (from..stop).filter(|key| self.messages.get(*key).is_some());
-        (seen.filter_map(|key| self.target(criteria, key)).collect(), (stop < end).then_some(stop))
+        let (mut found, mut recipients, mut next) = (Vec::new(), 0, from);
+        while next < stop && recipients < max as usize {
+            let target = self.messages.get(next).and_then(|_| self.target(criteria, next));
+            recipients += target.as_ref().map_or(0, |target| target.recipients.len());
+            found.extend(target);
+            next += 1;
+        }
+        (found, (next < end).then_some(next))
     }
 
     fn target(&self, criteria: &Criteria, key: u32) -> Option<Target> {

@@ -92,7 +92,7 @@ const ACTIONS_PER_TURN: usize = 1024;
 const MESSAGES_PER_TURN: u32 = 256;
 /// Events taken at the very end, when whoever sends them should have stopped.
 const EVENTS_AT_END_MAX: usize = 100_000;
-/// An order that waits for the log looks again after this time.
+/// What waits for the log, orders and timers, looks again after this time.
 const LOG_PAUSE: Duration = Duration::from_millis(5);
 /// See [`Driver::gather`]: short against the time of a transaction.
 const GATHER: Duration = Duration::from_micros(250);
@@ -262,8 +262,10 @@ impl Driver {
             let Some(answer) = self.answers.take() else { break };
             self.take_answer(answer);
         }
+        // So that timers have their turn between slices of a large order.
+        self.act();
         let now = self.clock.now_ms();
-        if self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
+        if !self.is_behind() && self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.core.handle_timeout(now);
         }
         self.act();
@@ -275,6 +277,11 @@ impl Driver {
         if rt::now() >= self.housekeeping_at {
             self.housekeeping();
         }
+    }
+
+    /// What was decided is not carried out and written down yet: whatever can wait is not begun.
+    fn is_behind(&self) -> bool {
+        self.actions_left || self.logger.is_behind()
     }
 
     /// Takes what is in the channel, a bounded number; nothing while the log is behind: then the channel fills and the
@@ -554,8 +561,8 @@ impl Driver {
         // Before the question whether there are answers, so that none is missed.
         let answered = self.answers.changed();
         let now = self.clock.now_ms();
-        let due = self.core.next_deadline().is_some_and(|deadline| deadline <= now);
         let behind = self.logger.is_behind();
+        let due = !behind && self.core.next_deadline().is_some_and(|deadline| deadline <= now);
         let ordered = !self.orders.is_idle();
         let busy =
             self.actions_left || self.checkpoint_next.is_some() || (ordered && !behind) || self.compaction.is_busy();
@@ -564,10 +571,10 @@ impl Driver {
             return;
         }
         let mut until = self.housekeeping_at;
-        if ordered {
+        if ordered || behind {
             until = until.min(rt::now() + LOG_PAUSE);
         }
-        if let Some(ms) = self.core.next_deadline() {
+        if let Some(ms) = self.core.next_deadline().filter(|_| !behind) {
             until = until.min(self.clock.instant(ms));
         }
         if let Some(deadline) = deadline {

@@ -148,9 +148,10 @@ impl Driver {
         });
     }
 
-    /// Does a slice of the order under way, unless the log is behind.
+    /// Does a slice of the order under way, unless the log is behind or what follows from the slice before is not yet carried
+    /// out: a queue of millions must not lie in memory once more as what is to be written about it.
     pub(super) fn carry_out_orders(&mut self) {
-        if self.orders.is_idle() || self.logger.is_behind() {
+        if self.orders.is_idle() || self.is_behind() {
             return;
         }
         let Some(run) = self.orders.waiting.front_mut() else { return };

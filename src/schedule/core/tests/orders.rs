@@ -29,6 +29,24 @@ impl Bench {
     }
 }
 
+#[test]
+fn a_slice_of_an_order_ends_with_its_positions_or_its_recipients() {
+    let mut bench = Bench::plain();
+    let ids: Vec<QueueId> = (0..6).map(|n| bench.accept(&["a.example"; 5][..=n.min(4)])).collect();
+    let slices = |max| {
+        let (mut slices, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            let (targets, behind) = bench.scheduler.select(&Criteria::default(), from, max);
+            slices.push(targets.iter().map(|target| target.queue_id).collect::<Vec<_>>());
+            next = behind;
+        }
+        slices
+    };
+    assert_eq!(slices(6), [&ids[..3], &ids[3..5], &ids[5..]], "1 + 2 + 3, 4 + 5, 5 recipients");
+    assert_eq!(slices(1).len(), 6);
+    assert_eq!(slices(100), [&ids[..]]);
+}
+
 fn of_domain(domain: &str) -> Criteria {
     Criteria { domain: Some(domain.into()), ..Criteria::default() }
 }
