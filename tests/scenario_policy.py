@@ -116,7 +116,8 @@ def recipients(box):
     """local users are taken, others refused with 550 5.1.1, and nothing is relayed: 550 5.7.1"""
     dialogue(box, ("EHLO client.known.test", "250"), ("MAIL FROM:<a@known.test>", "250"),
              ("RCPT TO:<joe@home.test>", "250"), ("RCPT TO:<joe+detail@home.test>", "250"),
-             ("RCPT TO:<postmaster>", "250"), ("RCPT TO:<nobody@home.test>", "550 5.1.1"),
+             ("RCPT TO:<postmaster>", "250"), ("RCPT TO:<PostMaster@ringmail.test>", "250"), ("RCPT TO:<joe@ringmail.test>", "550 5.7.1"),
+             ("RCPT TO:<nobody@home.test>", "550 5.1.1"),
              ("RCPT TO:<a@known.test>", "550 5.7.1"), ("RCPT TO:<a%known.test@home.test>", "550"))
 
 
@@ -140,7 +141,7 @@ def submission(box):
     for command, expected in (("EHLO client", "250"), (f"AUTH PLAIN {login(box, 'joe')}", "235"),
                               ("MAIL FROM:<ann@home.test>", "553 5.7.1"), ("MAIL FROM:<joe@home.test>", "250"),
                               ("RCPT TO:<x@none.known.test>", "550 5.1.2"), ("RCPT TO:<x@nothing.test>", "550 5.1.2"),
-                              ("RCPT TO:<x@null.test>", "556 5.1.10"), ("RCPT TO:<x@[192.0.2.1]>", "250"), ("RSET", "250"),
+                              ("RCPT TO:<x@null.test>", "556 5.1.10"), ("RCPT TO:<postmaster@ringmail.test>", "250"), ("RCPT TO:<x@[192.0.2.1]>", "250"), ("RSET", "250"),
                               ("MAIL FROM:<joe@home.test>", "250"),
                               ("RCPT TO:<ann@home.test>", "250"), ("DATA", "354"),
                               ("Subject: no date\r\n\r\nbody\r\n.", "250")):

@@ -164,6 +164,7 @@ COMMANDS = [
     # RCPT: 4.1.1.3, 4.5.1
     ("mail", RCPT, r"250 2\.1\.5"), ("mail", "rcpt to:<b@far.test>", r"250"), ("mail", "RCPT TO: <b@far.test>", r"250"),
     ("mail", "RCPT TO:<postmaster>", r"(250 2\.1\.5|550 5\.1\.1)"), ("mail", "RCPT TO:<PostMaster>", r"(250|550)"),
+    ("mail", "RCPT TO:<postmaster@HERE.test>", r"250 2\.1\.5"),
     ("mail", "RCPT TO:<>", r"501 5\.1\.3"), ("mail", "RCPT", r"501 5\.5\.4"), ("mail", "RCPT TO:", r"501 5\.1\.3"),
     ("mail", "RCPT FROM:<b@far.test>", r"501 5\.5\.4"), ("mail", "RCPT TO:b@far.test", r"501 5\.1\.3"),
     ("mail", "RCPT TO:<b@far.test", r"501 5\.1\.3"), ("mail", "RCPT TO:<b>", r"501 5\.1\.3"),

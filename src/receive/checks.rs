@@ -182,9 +182,11 @@ impl Driver<'_> {
 
     /// A domain with a route of its own may be one that the DNS does not know.
     async fn recipient_is_known(&self) -> Result<(), Reply> {
-        let Some(ForwardPath::Mailbox(address)) = self.session.rcpt().map(|rcpt| &rcpt.forward_path) else {
+        let Some(path) = self.session.rcpt().map(|rcpt| &rcpt.forward_path) else { return Ok(()) };
+        let ForwardPath::Mailbox(address) = path else { return Ok(()) };
+        if policy::is_postmaster_of(path, &self.listener.session.hostname) {
             return Ok(());
-        };
+        }
         let domain = address.domain_lower();
         let config = &self.listener.config;
         let mut patterns = config.routes.iter().map(|route| &*route.domain).filter(|pattern| *pattern != "*");
@@ -245,13 +247,17 @@ impl Driver<'_> {
     }
 
     async fn decide_relay(&self) -> Result<SmallVec<[Address; 1]>, Reply> {
-        let path = &self.session.rcpt().expect("Event::Rcpt comes with its RCPT").forward_path;
+        let mut path = &self.session.rcpt().expect("Event::Rcpt comes with its RCPT").forward_path;
         let directory = &self.context().directory;
         let config = &self.listener.config;
         let mut lookup = directory.fresh_snapshot().map_or(Lookup::Unknown, |fresh| fresh.lookup_path(path));
         if lookup == Lookup::Unknown {
             // Perhaps a user that was added a moment ago.
             lookup = Box::pin(directory.look()).await.lookup_path(path);
+        }
+        if lookup == Lookup::NotLocal && policy::is_postmaster_of(path, &self.listener.session.hostname) {
+            path = &ForwardPath::Postmaster;
+            lookup = directory.snapshot().lookup_path(path);
         }
         let binary = self.session.envelope().is_some_and(|envelope| envelope.body_type == BodyType::BinaryMime);
         if binary && !matches!(lookup, Lookup::NotLocal | Lookup::Unknown) {

@@ -150,6 +150,16 @@ pub fn is_for_postmaster(path: &ForwardPath) -> bool {
     }
 }
 
+/// `postmaster@` our own name is ours too, where that is no local domain (RFC 5321 section 4.5.1).
+pub fn is_postmaster_of(path: &ForwardPath, hostname: &str) -> bool {
+    match path {
+        ForwardPath::Postmaster => false,
+        ForwardPath::Mailbox(address) => {
+            address.local_part().eq_ignore_ascii_case("postmaster") && address.domain().eq_ignore_ascii_case(hostname)
+        }
+    }
+}
+
 /// Why a stranger may not call itself so; `None` where there is nothing to say against it. `ours` is our own name.
 pub fn helo_fault(helo: &str, ours: &str) -> Option<Reply> {
     let is_literal = helo.starts_with('[');

@@ -171,6 +171,9 @@ fn lmtp_answers_for_each_recipient() {
         b"EHLO c\r\nLHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<good@d.example>\r\nRCPT TO:<good@e.example>\r\nDATA\r\n.\r\n",
         "500 250 250 250 250 354 250 250",
     );
+    let lmtp = SessionConfig { lmtp: true, ..config() };
+    let refused = b"LHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<bad@d.example>\r\nDATA\r\nBDAT 6\r\nQUIT\r\nNOOP\r\n";
+    check_with(lmtp, refused, "250 250 550 503 503 250");
 }
 
 #[test]

@@ -216,7 +216,7 @@ impl Session {
     pub(super) fn handle_data(&mut self) {
         match std::mem::replace(&mut self.state, State::Ready) {
             State::Mail(transaction) if transaction.envelope.recipients.is_empty() => {
-                let reply = transaction.no_recipients();
+                let reply = self.no_recipients(&transaction);
                 self.state = State::Mail(transaction);
                 self.refuse(reply);
             }
@@ -242,7 +242,7 @@ impl Session {
         let bytes_max = self.config.message_bytes_max;
         match std::mem::replace(&mut self.state, State::Ready) {
             State::Mail(transaction) if transaction.envelope.recipients.is_empty() => {
-                let reply = transaction.no_recipients();
+                let reply = self.no_recipients(&transaction);
                 self.state = State::Mail(transaction);
                 self.eat_chunk(octets, 1, reply);
             }
@@ -346,6 +346,15 @@ impl Session {
         }
     }
 
+    /// 554 where recipients were refused; under LMTP 503 in any case (RFC 2033 section 4.2).
+    fn no_recipients(&self, transaction: &Transaction) -> Reply {
+        match transaction.any_refused {
+            true if self.config.lmtp => Reply::new(503, (5, 5, 1), "no valid recipients"),
+            true => Reply::new(554, (5, 5, 1), "no valid recipients"),
+            false => Reply::new(503, (5, 5, 1), "RCPT comes first"),
+        }
+    }
+
     /// Replies to the end of the message.
     fn message_replies(&self) -> usize {
         match self.transaction() {
@@ -396,13 +405,6 @@ impl Transaction {
     fn add(&mut self, address: Address, orcpt: Option<String>, notify: Notify) {
         if !self.has(&address) {
             self.envelope.recipients.push(Recipient { forward_path: address, orcpt, notify });
-        }
-    }
-
-    fn no_recipients(&self) -> Reply {
-        match self.any_refused {
-            true => Reply::new(554, (5, 5, 1), "no valid recipients"),
-            false => Reply::new(503, (5, 5, 1), "RCPT comes first"),
         }
     }
 }
