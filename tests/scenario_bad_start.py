@@ -45,6 +45,10 @@ def bad_values(box):
     refuses(box, "type", 'hostname = "a.test"\nshards = "many"\n', 2, "many")
     refuses(box, "network", '[relay]\ntrusted_networks = ["10.0.0.0/33"]\n', 2, "10.0.0.0/33")
     refuses(box, "hostname", 'hostname = "not a name"\n', 1, "not a name")
+    refuses(box, "path", 'data_dir = ""\n', 1, "data_dir")
+    refuses(box, "nul", '[mailboxes]\nusers_file = "a\\u0000b"\n', 2, "users_file")
+    refuses(box, "port", '[[route]]\ndomain = "*"\nhost = "192.0.2.1"\nport = 0\n', 4, "port = 0")
+    refuses(box, "text", '[[reply_rule]]\nclass = "x"\ntext = [""]\n', None, "text")
     refuses(box, "route", '[[route]]\ndomain = "*"\n', None, "route")
 
 

@@ -3,6 +3,7 @@
 use super::IpNetwork;
 use super::error::Problem;
 use super::units::{Period, Shown};
+use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
 
@@ -22,6 +23,20 @@ pub(super) fn second() -> Duration {
 
 pub(super) fn day() -> Duration {
     Duration::from_secs(86_400)
+}
+
+/// A path that a file or folder can have.
+pub(super) fn path(text: &Spanned<PathBuf>, key: &str) -> Result<PathBuf, Problem> {
+    let octets = text.get_ref().as_os_str().as_encoded_bytes();
+    if octets.is_empty() || octets.contains(&0) {
+        let message = format!("{key}: {:?} is no path", text.get_ref());
+        return Err(Problem::new(
+            text.span().start,
+            message,
+            "write a path like \"/var/lib/ringmail\", or leave it out",
+        ));
+    }
+    Ok(text.get_ref().clone())
 }
 
 /// A domain in lower case, U-labels as A-labels.

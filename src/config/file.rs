@@ -2,7 +2,7 @@
 
 use super::Config;
 use super::admin::Admin;
-use super::check::{domain, in_range, plain};
+use super::check::{domain, in_range, path, plain};
 use super::delivery::{DeliveryTable, delivery};
 use super::dns::{DnsTable, dns};
 use super::dnsbl::{DnsblTable, GreylistTable, dnsbls, greylist};
@@ -32,7 +32,7 @@ use toml::Spanned;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
     hostname: Option<Spanned<String>>,
-    data_dir: Option<PathBuf>,
+    data_dir: Option<Spanned<PathBuf>>,
     shards: Option<Spanned<usize>>,
     smtp: Vec<Smtp>,
     pop3: Vec<Pop3>,
@@ -98,7 +98,10 @@ impl File {
             known_pool(pool.as_ref(), &self.egress_pool)?;
         }
         let (egress, egress_pools) = egress(self.egress, self.egress_pool)?;
-        let data_dir = self.data_dir.unwrap_or_else(|| PathBuf::from("ringmail-data"));
+        let data_dir = match &self.data_dir {
+            Some(data_dir) => path(data_dir, "data_dir")?,
+            None => PathBuf::from("ringmail-data"),
+        };
         let admin = self.admin.listener();
         let delivery = delivery(self.delivery)?;
         let limits = limits(&self.limits)?;

@@ -1,6 +1,6 @@
 //! `[mailboxes]`: whose mail lives here.
 
-use super::check::{domain, plain};
+use super::check::{domain, path, plain};
 use super::error::Problem;
 use super::units::ByteSize;
 use crate::mailbox::policy::{Limit, Quota, Retention};
@@ -52,9 +52,9 @@ impl OverQuota {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MailboxesTable {
     local_domains: Option<Vec<Spanned<String>>>,
-    users_file: Option<PathBuf>,
-    aliases_file: Option<PathBuf>,
-    mail_dir: Option<PathBuf>,
+    users_file: Option<Spanned<PathBuf>>,
+    aliases_file: Option<Spanned<PathBuf>>,
+    mail_dir: Option<Spanned<PathBuf>>,
     quota: ByteSize,
     quota_messages: u64,
     over_quota: OverQuota,
@@ -82,7 +82,10 @@ pub(super) fn mailboxes(table: MailboxesTable, data_dir: &Path, hostname: &str) 
         None if hostname == "localhost" => vec!["localhost".to_owned()],
         None => vec!["localhost".to_owned(), hostname.to_owned()],
     };
-    let below = |path: Option<PathBuf>, default: &str| data_dir.join(path.unwrap_or_else(|| default.into()));
+    let below = |given: &Option<Spanned<PathBuf>>, key: &str, default: &str| match given {
+        Some(given) => Ok(data_dir.join(path(given, key)?)),
+        None => Ok(data_dir.join(default)),
+    };
     // In a file that says nothing, as in one that says 0, there is no limit.
     let limit = |most: u64| if most == 0 { Limit::Unlimited } else { Limit::Max(most) };
     let retention = table.retention.get_ref().parse::<Retention>().map_err(|what| {
@@ -91,9 +94,9 @@ pub(super) fn mailboxes(table: MailboxesTable, data_dir: &Path, hostname: &str) 
     })?;
     Ok(Mailboxes {
         local_domains,
-        users_file: below(table.users_file, "users"),
-        aliases_file: below(table.aliases_file, "aliases"),
-        mail_dir: below(table.mail_dir, "mail"),
+        users_file: below(&table.users_file, "users_file", "users")?,
+        aliases_file: below(&table.aliases_file, "aliases_file", "aliases")?,
+        mail_dir: below(&table.mail_dir, "mail_dir", "mail")?,
         quota: Quota { bytes: limit(table.quota.0), messages: limit(table.quota_messages) },
         over_quota: table.over_quota,
         retention,

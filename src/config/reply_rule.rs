@@ -74,6 +74,9 @@ pub(super) fn reply_rule(table: ReplyRuleTable) -> Result<ReplyRule, Problem> {
     }
     let codes = table.code.as_ref().map(codes).transpose()?;
     let enhanced = table.enhanced.as_ref().map_or(Ok(Vec::new()), enhanced)?;
+    if table.text.iter().any(String::is_empty) {
+        return Err(Problem::new(at, "text: a rule with an empty text would match every reply", "leave it out"));
+    }
     if codes.is_none() && enhanced.is_empty() && table.text.is_empty() {
         return Err(Problem::new(at, "a rule must say which replies", "give code, enhanced or text"));
     }

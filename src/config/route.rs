@@ -1,6 +1,6 @@
 //! `[[route]]`: fixed ways instead of MX records.
 
-use super::check::{domain, pattern};
+use super::check::{domain, in_range, pattern};
 use super::error::Problem;
 use crate::bus::{Credentials, Protocol, TlsPolicy};
 use serde::Deserialize;
@@ -47,7 +47,7 @@ pub enum NextHopConfig {
 pub(super) struct RouteTable {
     domain: Spanned<String>,
     host: Option<Spanned<String>>,
-    port: Option<u16>,
+    port: Option<Spanned<u16>>,
     mx: Option<Spanned<String>>,
     protocol: Option<ProtocolName>,
     tls: Option<TlsName>,
@@ -72,7 +72,7 @@ pub(super) enum TlsName {
     Verify,
 }
 
-fn socket(host: &Spanned<String>, port: Option<u16>, tls: Option<TlsName>) -> Result<NextHopConfig, Problem> {
+fn socket(host: &Spanned<String>, has_port: bool, tls: Option<TlsName>) -> Result<NextHopConfig, Problem> {
     let at = host.span().start;
     let path = host.get_ref().trim_start_matches("unix:");
     // 107 octets are what the kernel's address takes.
@@ -80,7 +80,7 @@ fn socket(host: &Spanned<String>, port: Option<u16>, tls: Option<TlsName>) -> Re
         let message = format!("host: {:?} is not a UNIX socket", host.get_ref());
         return Err(Problem::new(at, message, "write an absolute path, as in \"unix:/run/dovecot/lmtp\""));
     }
-    if port.is_some() {
+    if has_port {
         return Err(Problem::new(at, "port does not go with a UNIX socket", "leave port out"));
     }
     if matches!(tls, Some(TlsName::Verify)) {
@@ -92,13 +92,14 @@ fn socket(host: &Spanned<String>, port: Option<u16>, tls: Option<TlsName>) -> Re
 pub(super) fn route(table: RouteTable) -> Result<Route, Problem> {
     let at = table.domain.span().start;
     let next_hop = match (&table.host, &table.mx) {
-        (Some(host), None) if host.get_ref().starts_with("unix:") => socket(host, table.port, table.tls)?,
+        (Some(host), None) if host.get_ref().starts_with("unix:") => socket(host, table.port.is_some(), table.tls)?,
         (Some(host), None) => {
             let name = host.get_ref();
             if name.parse::<IpAddr>().is_err() {
                 domain(host, "host")?;
             }
-            NextHopConfig::Host { host: name.clone(), port: table.port.unwrap_or(25) }
+            let port = table.port.as_ref().map_or(Ok(25), |port| in_range(port, 1..=u16::MAX, "port"))?;
+            NextHopConfig::Host { host: name.clone(), port }
         }
         (None, Some(_)) if table.port.is_some() => {
             return Err(Problem::new(at, "port does not go with mx", "[delivery] port is the port of MX hosts"));
