@@ -94,7 +94,9 @@ fn cases() -> Vec<Case> {
 const ENVELOPE: &[u8] = b"MAIL FROM:<sender@client.example> SIZE=4096\r\nRCPT TO:<recipient@far.example>\r\n";
 
 fn session() -> Session {
-    let config = SessionConfig { auth: AuthOffer::Never, dsn: true, ..SessionConfig::default() };
+    // One session says it all.
+    let config =
+        SessionConfig { auth: AuthOffer::Never, dsn: true, commands_max: usize::MAX, ..SessionConfig::default() };
     let mut session = Session::new(Arc::new(config), Peer::stranger(([192, 0, 2, 1], 4711).into()), false);
     session.handle_input(b"EHLO client.example\r\n");
     session.clear_output();

@@ -77,7 +77,7 @@ fn play(session: &mut Session, mut input: &[u8]) {
 }
 
 fn server() -> Session {
-    let config = SessionConfig { hostname: "mx.example".into(), ..SessionConfig::default() };
+    let config = SessionConfig { hostname: "mx.example".into(), commands_max: usize::MAX, ..SessionConfig::default() };
     let config = SessionConfig { message_bytes_max: 1 << 20, recipients_max: 100, ..config };
     Session::new(Arc::new(config), Peer::stranger(([192, 0, 2, 1], 4711).into()), false)
 }
