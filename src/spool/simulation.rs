@@ -387,6 +387,11 @@ impl DiskFile for SimFile {
         self.disk.0.lock().write(self.inode, bytes, offset)
     }
 
+    /// One write, as that of the real disk; and so that the seeds of old histories still tell them.
+    fn write_pieces_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.write_at(&pieces.concat(), offset)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.disk.0.lock().sync(self.inode)
     }
@@ -766,7 +771,7 @@ impl Life {
         let shared = Arc::new(SharedBody::new(body.clone(), BodyChecksum::of(&body), &Arc::default()));
         let record_body = match large {
             Some(reference) => RecordBody::Large { len, reference },
-            None if self.below(2) == 0 => RecordBody::Shared(&shared),
+            None if len.is_multiple_of(2) => RecordBody::Shared(&shared),
             None => RecordBody::Inline(&body),
         };
         let draft = RecordDraft {
