@@ -158,6 +158,21 @@ def crashes(box):
     relay.stop()
 
 
+def kill_under_load(relay, name, times):
+    """SIGKILL so many times while messages come in, a start and an empty queue: the acknowledged subjects."""
+    acknowledged = set()
+    for number in range(times):
+        relay.start()
+        load = Load(relay, f"{name}{number}")
+        time.sleep(random.uniform(0.2, 0.8))
+        relay.kill()
+        load.stop()
+        acknowledged |= load.acknowledged
+    relay.start()
+    relay.wait_queue_empty(60)
+    return acknowledged
+
+
 def crashes_while_mail_bounces(box):
     """SIGKILL while mail bounces: every sender is told, and none of a failure by two reports"""
     refusing = box.sink(script={"rcpt": ["550 5.1.1 no such user"]})
@@ -165,16 +180,7 @@ def crashes_while_mail_bounces(box):
     relay = box.ringmail("bouncing", {"route": [
         {"domain": name, "host": "127.0.0.1", "port": sink.port}
         for name, sink in (("far.test", refusing), ("client.test", senders))]})
-    acknowledged = set()
-    for number in range(6):
-        relay.start()
-        load = Load(relay, f"bounce{number}")
-        time.sleep(random.uniform(0.2, 0.8))
-        relay.kill()
-        load.stop()
-        acknowledged |= load.acknowledged
-    relay.start()
-    relay.wait_queue_empty(60)
+    acknowledged = kill_under_load(relay, "bounce", 6)
     reports = collections.defaultdict(set)
     for message in senders.messages:
         # A report may arrive twice, as every message may that was on its way; but it is one report.
@@ -193,16 +199,7 @@ def crash_with_local_mail(box):
     """SIGKILL while mailboxes are written: every acknowledged message is in the mailbox, none of them broken"""
     relay = box.ringmail("mailboxes", {"mailboxes": {"local_domains": ["localhost", "far.test"]}})
     relay.add_user("x", "pw")
-    acknowledged = set()
-    for number in range(4):
-        relay.start()
-        load = Load(relay, f"local{number}")
-        time.sleep(random.uniform(0.2, 0.8))
-        relay.kill()
-        load.stop()
-        acknowledged |= load.acknowledged
-    relay.start()
-    relay.wait_queue_empty(60)
+    acknowledged = kill_under_load(relay, "local", 4)
     names = []
     for message in relay.mailbox("x", "pw"):
         match = re.search(rb"(?m)^Subject: (\S+)\r\n\r\n(x{76}\r\n)+\Z", message)
