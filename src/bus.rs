@@ -40,7 +40,7 @@ pub enum ToScheduler {
     Moved(Moved),
     /// A question or an order of an operator (through the admin HTTP server or a signal).
     Admin(AdminRequest),
-    /// A new configuration is in force: retry times, limits and reply rules are taken over, all else at the next start.
+    /// A new configuration is in force: what a reload may change of routes, retries, limits, pools and reply rules.
     Configured(Arc<Config>),
     /// Stop: start nothing new, give running jobs the time until the deadline of the configuration, checkpoint, end.
     Stop,

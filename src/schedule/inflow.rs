@@ -46,6 +46,11 @@ impl Default for Inflow {
 }
 
 impl Inflow {
+    /// Whether messages have come in since the last look.
+    pub fn has_come(&self, accepted: u64) -> bool {
+        self.last.is_some_and(|last| accepted > last.accepted)
+    }
+
     /// The messages per second that may come in from now on; `None` is as many as want to. Held back is what exceeds `after`
     /// messages, 0 for never.
     pub fn look(&mut self, look: Look, after: u64) -> Option<f64> {

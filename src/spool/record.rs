@@ -434,17 +434,14 @@ mod tests {
     const PLACE: Place =
         Place { salt: Salt(0x1234_5678), segment: 9, batch_offset: 16_384, segment_end: 65_536, after_relaxed: false };
 
+    fn draft<'a>(envelope: &'a Envelope, body: RecordBody<'a>) -> RecordDraft<'a> {
+        RecordDraft { envelope, body, no_leading_dots: true, arrival_ms: 77, moved_from: None, relaxed: false }
+    }
+
     /// One record with a body, as octets, with its header and place.
     fn record(body: RecordBody<'_>, place: &Place) -> (Vec<u8>, RecordHeader, Location) {
         let envelope = envelope(&["a@example.org"]);
-        let draft = RecordDraft {
-            envelope: &envelope,
-            body,
-            no_leading_dots: true,
-            arrival_ms: 77,
-            moved_from: None,
-            relaxed: false,
-        };
+        let draft = draft(&envelope, body);
         let mut batch = Records::default();
         let trace = &mut |_, out: &mut Vec<u8>| out.extend_from_slice(b"Received: x\r\n");
         let (header, location) = append(&mut batch, &draft, trace, place).unwrap();
@@ -494,14 +491,7 @@ mod tests {
             let body: Vec<u8> = (0..len).map(|number| (number % 251) as u8).collect();
             let checksum = BodyChecksum::of(&body);
             let there = Arc::new(SharedBody::new(body.clone(), checksum, &buffers));
-            let draft = |body| RecordDraft {
-                envelope: &envelope,
-                body,
-                no_leading_dots: true,
-                arrival_ms: 77,
-                moved_from: None,
-                relaxed: false,
-            };
+            let draft = |body| draft(&envelope, body);
             let first = append(&mut copied, &draft(RecordBody::Inline(&body)), trace, &place).unwrap();
             let second = append(&mut shared, &draft(RecordBody::Shared(&there)), trace, &place).unwrap();
             assert_eq!(first, second, "{len} octets");

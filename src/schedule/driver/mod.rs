@@ -133,8 +133,8 @@ struct Driver {
     /// Messages accepted since the start.
     accepted: u64,
     inflow: Inflow,
-    /// When the backlog was looked at last.
-    looked_ms: u64,
+    /// When the sites were walked over for it.
+    walked_ms: u64,
     /// What shards were told last: messages a second.
     inflow_rate: Option<f64>,
     segments_freed: usize,
@@ -189,7 +189,7 @@ impl Driver {
             housekeeping_at: clock.started,
             accepted: 0,
             inflow: Inflow::default(),
-            looked_ms: clock.started_ms,
+            walked_ms: clock.started_ms,
             inflow_rate: None,
             segments_freed: 0,
             compaction: Compaction::default(),
@@ -487,9 +487,14 @@ impl Driver {
     fn look_at_inflow(&mut self) {
         let (now_ms, queued) = (self.clock.now_ms(), self.core.message_count() as u64);
         let after = self.config.limits.hold_back_after;
-        let period_ms = now_ms.saturating_sub(std::mem::replace(&mut self.looked_ms, now_ms));
-        // The walk over the sites is for long queues only.
-        let moving = if queued > after / 4 { self.core.take_moving_backlog(period_ms) } else { 0 };
+        // The walk over the sites is for long queues that clients add to.
+        let is_called_for = after > 0 && queued > after / 4 && self.inflow.has_come(self.accepted);
+        let moving = if is_called_for {
+            let period_ms = now_ms.saturating_sub(std::mem::replace(&mut self.walked_ms, now_ms));
+            self.core.take_moving_backlog(period_ms)
+        } else {
+            0
+        };
         let rate = self.inflow.look(Look { now_ms, accepted: self.accepted, queued, moving }, after);
         if rate == self.inflow_rate {
             return;
